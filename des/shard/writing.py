@@ -1,0 +1,242 @@
+"""Writing containers: the same rows and settings give the same bytes. Names, clocks and storage belong to the caller."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from des.shard.catalog import CatalogRow, encode_chunks, encode_row
+from des.shard.layout import (
+    CHECKSUM_AT_END,
+    DIRECTORY_ITEM,
+    ENTRY_BYTES,
+    FOOTER,
+    FOOTER_MAGIC,
+    HEADER,
+    NAME_BYTES,
+    TAIL_READ_BYTES,
+    VERSION,
+    Buffer,
+    Codec,
+    Entry,
+    Flag,
+    Identity,
+    Kind,
+    checksum32,
+    checksum64,
+    second_of_day,
+)
+from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from des.shard.chunking import LargePayload
+    from des.shard.codecs import Encoder
+
+# Entries a page: 32 KiB preferred, up to 64 KiB where that keeps the tail within one suffix read. See benchmarks/page_size.py.
+_PAGE_COUNTS = (512, 640, 768, 896, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A stored payload, or the part of it that an entry describes.
+
+    Attributes:
+        content_hash: SHA-256[:16] of the content.
+        checksum: of the stored bytes; of the seek table for a large one.
+        codec: how it is stored.
+        stored_size: bytes in the segment.
+        raw_size: bytes of content.
+    """
+
+    content_hash: bytes
+    checksum: int
+    codec: Codec
+    stored_size: int
+    raw_size: int
+
+
+def content_hash(raw: Buffer) -> bytes:
+    """Return SHA-256[:16] of a content."""
+    return hashlib.sha256(raw).digest()[:NAME_BYTES]
+
+
+def encode_payload(encoder: Encoder, raw: bytes) -> tuple[bytes, int, Codec]:
+    """Compress a small payload. Returns its stored bytes, their checksum and the codec."""
+    codec, stored = encoder.encode(raw)
+    return stored, checksum32(stored), codec
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a catalog and a head keep of a file besides its payload; see `CatalogRow`."""
+
+    file_id: bytes
+    uid: str
+    created_at: int
+    content_type: str | None
+    metadata: bytes
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSummary:
+    """What a head takes over from a finished segment.
+
+    Attributes:
+        size: bytes of the object.
+        entries: encoded entries sorted by file_id; their content type refers to `content_types`, their segment is 0.
+        content_types: the segment's table.
+        dictionary: where its dictionary is, if it has one.
+    """
+
+    size: int
+    entries: bytes
+    content_types: tuple[str, ...]
+    dictionary: DictionaryPlace | None
+
+
+class SegmentWriter:
+    """Builds one segment. The caller writes `opening`, then each payload it adds, then what `finish` returns."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        generation: int,
+        dictionary: bytes | None = None,
+        superseded: Sequence[bytes] = (),
+    ) -> None:
+        """Begin a segment.
+
+        Args:
+            identity: the shard it belongs to.
+            generation: of the head its rows are decided on.
+            dictionary: zstd dictionary its payloads may use.
+            superseded: names of the segments it takes the place of.
+        """
+        self.opening = identity.encode(Kind.SEGMENT) + (dictionary or b"")
+        self.size = len(self.opening)
+        self._identity = identity
+        self._generation = generation
+        self._superseded = tuple(superseded)
+        self._dictionary = (
+            DictionaryPlace(HEADER.size, len(dictionary), content_hash(dictionary)) if dictionary is not None else None
+        )
+        self._rows: list[bytes] = []
+        self._types: dict[str, int] = {}
+        self._tombstones = 0
+        self.row_bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return len(self._rows)
+
+    def add(self, record: FileRecord, payload: Payload | LargePayload) -> None:
+        """Add a file whose stored bytes are the next to be written."""
+        entry = Entry(
+            record.file_id,
+            payload.content_hash,
+            payload.checksum,
+            0,
+            0,
+            payload.codec,
+            record.flags,
+            self.size,
+            payload.stored_size,
+            payload.raw_size,
+            second_of_day(record.created_at),
+        )
+        self.size += payload.stored_size
+        self._append(entry, record, self._generation)
+
+    def add_tombstone(self, file_id: bytes, deleted_hash: bytes, deleted_at: int) -> None:
+        """Add a tombstone: the file's id and content hash and the time of its deletion are all that is kept."""
+        second = second_of_day(deleted_at)
+        entry = Entry(file_id, deleted_hash, 0, 0, 0, Codec.NONE, Flag.DELETED, 0, 0, 0, second)
+        self._append(entry, FileRecord(file_id, "", deleted_at, None, b""), self._generation)
+        self._tombstones += 1
+
+    def _append(self, entry: Entry, record: FileRecord, generation: int) -> None:
+        number = self._types.setdefault(record.content_type, len(self._types) + 1) if record.content_type else 0
+        row = CatalogRow(entry, record.uid, record.created_at, record.content_type, record.metadata, generation)
+        encoded = encode_row(row, number)
+        self.row_bytes += len(encoded)
+        self._rows.append(encoded)
+
+    def finish(self) -> tuple[list[bytes], SegmentSummary]:
+        """Return the rest of the object (catalog and tail) in pieces, and what the head takes over.
+
+        Raises:
+            ShardFullError: more files or content types than a shard takes.
+        """
+        self._rows.sort()
+        pieces: list[bytes] = []
+        directory: list[bytes] = []
+        position = self.size
+        for first_key, stored, count in encode_chunks(self._rows):
+            directory.append(DIRECTORY_ITEM.pack(first_key, checksum64(stored), position, len(stored), count, 0))
+            pieces.append(stored)
+            position += len(stored)
+        tables = SegmentTables(
+            generation=self._generation,
+            rows=len(self._rows),
+            tombstones=self._tombstones,
+            data_end=self.size,
+            dictionary=self._dictionary,
+            content_types=tuple(self._types),
+            superseded=self._superseded,
+        )
+        tail = encode_tail(self._identity, Kind.SEGMENT, tables.encode(), directory, position, bytes(NAME_BYTES))
+        pieces.append(tail)
+        entries = b"".join(_entry_with_type(row) for row in self._rows)
+        return pieces, SegmentSummary(position + len(tail), entries, tables.content_types, self._dictionary)
+
+
+def _entry_with_type(row: bytes) -> bytes:
+    return row[:38] + row[80:82] + row[40:ENTRY_BYTES]
+
+
+def encode_tail(
+    identity: Identity, kind: Kind, tables: bytes, directory: Sequence[bytes], start: int, stamp: bytes
+) -> bytes:
+    """Return the tail of an object whose earlier parts have `start` bytes."""
+    parts = b"".join([identity.encode(kind), tables, *directory])
+    length = len(parts) + FOOTER.size
+    fields = (0, 0, len(directory), len(tables), stamp, length, start + length, VERSION, kind)
+    unsigned = parts + FOOTER.pack(*fields, 0, FOOTER_MAGIC)[:-CHECKSUM_AT_END]
+    return unsigned + checksum64(unsigned).to_bytes(8, "little") + FOOTER_MAGIC
+
+
+def encode_head(identity: Identity, tables: HeadTables, entries: Buffer) -> bytes:
+    """Return a whole head.
+
+    Args:
+        identity: the shard.
+        tables: what it says besides its entries.
+        entries: all encoded entries sorted by file_id.
+
+    Raises:
+        ShardFullError: more files, segments or content types than a shard takes.
+    """
+    view = memoryview(entries)
+    encoded = tables.encode()
+    stamp = tables.commit_log[-1] if tables.commit_log else bytes(NAME_BYTES)
+    page_bytes = _entries_a_page(len(view) // ENTRY_BYTES, len(encoded)) * ENTRY_BYTES
+    directory = []
+    for start in range(0, len(view), page_bytes):
+        page = view[start : start + page_bytes]
+        item = (bytes(page[:16]), checksum64(page), HEADER.size + start, len(page), len(page) // ENTRY_BYTES, 0)
+        directory.append(DIRECTORY_ITEM.pack(*item))
+    tail = encode_tail(identity, Kind.HEAD, encoded, directory, HEADER.size + len(view), stamp)
+    return b"".join([identity.encode(Kind.HEAD), view, tail])
+
+
+def _entries_a_page(count: int, tables_length: int) -> int:
+    fixed = HEADER.size + tables_length + FOOTER.size
+    for entries in _PAGE_COUNTS:
+        if fixed + -(-count // entries) * DIRECTORY_ITEM.size <= TAIL_READ_BYTES:
+            return entries
+    return _PAGE_COUNTS[-1]

@@ -1,0 +1,1 @@
+"""Storage: where the objects of a store lie, behind one narrow protocol."""
