@@ -57,14 +57,14 @@ class NotFoundError(DESError, KeyError):
     """Proven: a verified head, or a missing head under a readable descriptor, says there is no such file."""
 
     status: ClassVar[Status] = "not_found"
-    http_status = 404
+    http_status: ClassVar[int] = 404
 
 
 class DeletedError(NotFoundError):
     """Proven: the file existed and was deleted."""
 
     status: ClassVar[Status] = "deleted"
-    http_status = 410
+    http_status: ClassVar[int] = 410
 
 
 class CorruptShardError(DESError):
@@ -76,13 +76,15 @@ class CorruptShardError(DESError):
 class UnsupportedFormatError(CorruptShardError):
     """The checksums are good, but the object uses a version, feature, codec or flag this release does not know."""
 
+    exit_status: ClassVar[int] = EXIT_WRONG_CALL
+
 
 class StorageError(DESError):
     """The storage is unwell, or said something that DES must not take for an answer."""
 
     status: ClassVar[Status] = "unavailable"
-    exit_status = EXIT_STORAGE
-    http_status = 503
+    exit_status: ClassVar[int] = EXIT_STORAGE
+    http_status: ClassVar[int] = 503
 
 
 class StorageUnavailableError(StorageError):
@@ -93,14 +95,14 @@ class StorageTimeoutError(StorageError):
     """The storage did not answer within the deadline."""
 
     status: ClassVar[Status] = "timeout"
-    http_status = 504
+    http_status: ClassVar[int] = 504
 
 
 class StorageDeniedError(StorageError):
     """The storage refused access: wrong credentials, or a permission is missing."""
 
     status: ClassVar[Status] = "denied"
-    http_status = 502
+    http_status: ClassVar[int] = 502
 
 
 class ObjectNotFoundError(StorageError):
@@ -115,7 +117,7 @@ class ConflictError(DESError):
     """Another file holds this uid and day, or other writers kept winning: nothing was overwritten."""
 
     status: ClassVar[Status] = "conflict"
-    http_status = 409
+    http_status: ClassVar[int] = 409
 
 
 class LostHeadError(DESError):
@@ -128,28 +130,28 @@ class ShardFullError(DESError):
     """A shard is at a limit of the format (files, segments or content types); nothing of it was changed."""
 
     status: ClassVar[Status] = "invalid"
-    http_status = 409
+    http_status: ClassVar[int] = 409
 
 
 class ManifestError(DESError):
     """The manifest as a whole cannot be read; nothing was written."""
 
     status: ClassVar[Status] = "invalid"
-    exit_status = EXIT_WRONG_CALL
-    http_status = 400
+    exit_status: ClassVar[int] = EXIT_WRONG_CALL
+    http_status: ClassVar[int] = 400
 
 
 class SettingsError(DESError, ValueError):
     """A setting is wrong, or contradicts the store it is used on."""
 
     status: ClassVar[Status] = "invalid"
-    exit_status = EXIT_WRONG_CALL
-    http_status = 503
+    exit_status: ClassVar[int] = EXIT_WRONG_CALL
+    http_status: ClassVar[int] = 503
 
 
 class InvalidRequestError(DESError, ValueError):
     """The call is wrong: a bad uid, a time without zone, an impossible range."""
 
     status: ClassVar[Status] = "invalid"
-    exit_status = EXIT_WRONG_CALL
-    http_status = 400
+    exit_status: ClassVar[int] = EXIT_WRONG_CALL
+    http_status: ClassVar[int] = 400

@@ -61,8 +61,8 @@ class CatalogRow:
         """
         try:
             value = json.loads(self.metadata) if self.metadata else {}
-        except ValueError as error:
-            raise CorruptShardError("a file's metadata is no JSON.") from error
+        except (ValueError, RecursionError) as error:
+            raise CorruptShardError("a file's metadata is no JSON, or nested too deeply.") from error
         if not isinstance(value, dict):
             raise CorruptShardError("a file's metadata is no JSON object.")
         return value
@@ -81,7 +81,7 @@ def encode_metadata(metadata: object) -> bytes:
     try:
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         encoded = text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the metadata cannot be written as JSON: {error}.") from error
     if len(encoded) > MAX_METADATA_BYTES:
         raise InvalidRequestError(
@@ -160,6 +160,8 @@ def _decode_row(raw: memoryview, position: int, content_types: Sequence[str]) ->
     except UnicodeDecodeError as error:
         raise CorruptShardError("a uid in a catalog is not UTF-8.") from error
     consistent = file_id(uid) == entry.file_id if uid else entry.deleted
+    if entry.segment or entry.content_type:
+        raise CorruptShardError("an entry in a catalog points into the tables of a head.")
     if not consistent or (not entry.deleted and second_of_day(created_at) != entry.second):
         raise CorruptShardError("a catalog row contradicts its entry.")
     content_type = content_types[type_number - 1] if type_number else None

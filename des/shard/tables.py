@@ -13,7 +13,9 @@ from des.shard.layout import (
     MAX_CONTENT_TYPES,
     MAX_DICTIONARY_BYTES,
     MAX_FILES,
+    MAX_LIST_ITEMS,
     MAX_SEGMENTS,
+    MAX_U48,
     Buffer,
 )
 
@@ -103,8 +105,9 @@ class HeadTables:
         Raises:
             ShardFullError: more files, segments or content types than a shard takes.
         """
-        _check_limit(self.files + self.deleted, MAX_FILES, "files")
-        _check_limit(len(self.segments), MAX_SEGMENTS, "segments")
+        check_limit(self.files + self.deleted, MAX_FILES, "files")
+        check_limit(len(self.segments), MAX_SEGMENTS, "segments")
+        check_limit(len(self.condemned), MAX_LIST_ITEMS, "condemned segments")
         counters = (self.files, self.deleted, self.raw_bytes, self.stored_bytes)
         dictionaries = [(n, ref.dictionary) for n, ref in enumerate(self.segments) if ref.dictionary]
         return b"".join(
@@ -142,6 +145,8 @@ class HeadTables:
         reader = _Reader(data)
         generation, lineage, files, deleted, raw_bytes, stored_bytes = reader.one(_HEAD)
         refs = reader.many(_SEGMENT_REF, reader.count(2, MAX_SEGMENTS))
+        if any(size > MAX_U48 for _, size, *_ in refs):
+            raise CorruptShardError("a segment has an impossible size.")
         places = {}
         for number, offset, length, content_hash in reader.many(_DICTIONARY_REF, reader.count(2, MAX_SEGMENTS)):
             if number >= len(refs) or length > MAX_DICTIONARY_BYTES or offset + length > refs[number][1]:
@@ -159,9 +164,9 @@ class HeadTables:
                 for number, (name, size, at, entries, stored) in enumerate(refs)
             ),
             content_types=reader.content_types(),
-            page_objects=tuple(name for (name,) in reader.many(_NAME, reader.count(2, MAX_FILES))),
+            page_objects=tuple(name for (name,) in reader.many(_NAME, reader.count(2, MAX_LIST_ITEMS))),
             commit_log=tuple(name for (name,) in reader.many(_NAME, reader.count(1, COMMIT_LOG_LENGTH))),
-            condemned=tuple(Condemned(*item) for item in reader.many(_CONDEMNED, reader.count(2, MAX_FILES))),
+            condemned=tuple(Condemned(*item) for item in reader.many(_CONDEMNED, reader.count(2, MAX_LIST_ITEMS))),
         )
         reader.finish()
         return tables
@@ -195,7 +200,8 @@ class SegmentTables:
         Raises:
             ShardFullError: more rows or content types than a shard takes.
         """
-        _check_limit(self.rows, MAX_FILES, "files")
+        check_limit(self.rows, MAX_FILES, "files")
+        check_limit(len(self.superseded), MAX_SEGMENTS, "superseded segments")
         place = self.dictionary
         return b"".join(
             [
@@ -235,14 +241,19 @@ def encode_content_types(types: Sequence[str]) -> bytes:
     Raises:
         ShardFullError: more types than a shard takes.
     """
-    _check_limit(len(types), MAX_CONTENT_TYPES, "content types")
+    check_limit(len(types), MAX_CONTENT_TYPES, "content types")
     encoded = [text.encode("utf-8") for text in types]
     if any(len(text) > MAX_CONTENT_TYPE_BYTES for text in encoded):
         raise ShardFullError(f"a content type is longer than {MAX_CONTENT_TYPE_BYTES} bytes.")
     return _count(types) + b"".join(bytes([len(text)]) + text for text in encoded)
 
 
-def _check_limit(count: int, limit: int, what: str) -> None:
+def check_limit(count: int, limit: int, what: str) -> None:
+    """Refuse more of something than a shard takes.
+
+    Raises:
+        ShardFullError: `count` is above `limit`.
+    """
     if count > limit:
         raise ShardFullError(
             f"a shard takes at most {limit:,} {what}; use more n_bits for coming days, or `des compact`."
@@ -274,12 +285,15 @@ class _Reader:
 
     def content_types(self) -> tuple[str, ...]:
         try:
-            return tuple(
+            types = tuple(
                 str(self._take(self.count(1, MAX_CONTENT_TYPE_BYTES)), "utf-8")
                 for _ in range(self.count(2, MAX_CONTENT_TYPES))
             )
         except UnicodeDecodeError as error:
             raise CorruptShardError("a content type is not UTF-8.") from error
+        if len(set(types)) != len(types):
+            raise CorruptShardError("a content type stands twice in its table.")
+        return types
 
     def finish(self) -> None:
         if self._position != len(self._view):

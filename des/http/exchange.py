@@ -1,0 +1,276 @@
+"""One request and its answer: what holds for all of them, whichever endpoint answers.
+
+Rules:
+
+1. HTTP/1 only. Below HTTP/2 the server has no backpressure, and does not reset a body that failed: 505.
+2. The request line's target and the fields together stay within 16 KiB, else 431.
+3. Every request has an id: the trace id of a valid `traceparent` (W3C Trace Context, section 3.2), else random. It stands in
+   the log and in problems.
+4. Whatever goes wrong before the first byte is answered by a problem. After it the body is left unfinished, so that the
+   server breaks the connection and the client notices; an answer never ends well that is not whole.
+5. A client that leaves cancels the work for it. Each `send` has a deadline: a client that takes nothing for that long is let go.
+6. Content of a request is thrown away as it comes, unread: no endpoint takes any, and what nobody reads would block the server.
+7. While the service drains, every answer asks the client to close the connection.
+
+To know that a client left, somebody has to wait for `receive`, in a task of its own. That costs more than most answers, so
+it begins only when an answer has taken `WATCH_AFTER` seconds, or when content is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+from http import HTTPStatus
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.lowlevel
+
+from des import metrics
+from des.errors import DESError
+from des.http.problems import Problem, RefusedError, describe, send_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from des.http.service import Service
+
+SCOPE_KEY: Final = "des.exchange"
+WATCH_AFTER: Final = 0.05
+MAX_HEADER_BYTES: Final = 16 * 1024
+
+_log = logging.getLogger("des.http")
+_access_log = logging.getLogger("des.http.access")
+_HTTP_1 = ("1.1", "1.0")
+_CLOSE = (b"connection", b"close")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_FIRST_VERSION_LENGTH = 55
+_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
+
+
+class ExchangeMiddleware:
+    """The outermost middleware."""
+
+    __slots__ = ("_app", "_service")
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Wrap the application."""
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; pass on what is none."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
+        await exchange.answer(self._app)
+
+
+class Exchange:
+    """A request, and how far its answer has come.
+
+    Attributes:
+        fields: header fields by lower-case name; repeated ones joined by commas (RFC 9110 section 5.3).
+        request_id: 32 hex digits.
+    """
+
+    __slots__ = (
+        "_cancel_scope",
+        "_finishing",
+        "_listener",
+        "_loop",
+        "_receive",
+        "_scope",
+        "_send",
+        "_sending_since",
+        "_sent_bytes",
+        "_service",
+        "_started",
+        "_status",
+        "_timer",
+        "_trouble",
+        "fields",
+        "request_id",
+    )
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        """Begin an exchange."""
+        self._service, self._scope, self._receive, self._send = service, scope, receive, send
+        self._started = perf_counter()
+        self._loop = asyncio.get_running_loop()
+        self.fields = _joined(scope["headers"])
+        self.request_id = _request_id(self.fields.get(b"traceparent"))
+        self._cancel_scope = anyio.CancelScope()
+        self._timer: asyncio.Handle | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._sending_since: float | None = None
+        self._finishing = False
+        self._status = 0
+        self._sent_bytes = 0
+        self._trouble = ""
+
+    async def answer(self, app: ASGIApp) -> None:
+        """Let the application answer, and see to it that there is an answer or a broken connection."""
+        if self._has_content():
+            self._watch()
+        else:
+            self._timer = self._loop.call_later(WATCH_AFTER, self._watch)
+        try:
+            with self._cancel_scope:
+                try:
+                    self._check()
+                    await app(self._scope, self._receive, self.send)
+                except Exception as error:  # noqa: BLE001 - the last line of defence: reported, and answered or broken off
+                    await self._fail(error)
+        finally:
+            if self._timer:
+                self._timer.cancel()
+            if self._listener:
+                self._listener.cancel()
+            metrics.bytes_out(self._sent_bytes)
+            if _access_log.isEnabledFor(logging.INFO):
+                self._write_access_log()
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer; never a body to a HEAD."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._service.draining and self._scope["http_version"] in _HTTP_1:
+                message["headers"] = [*message["headers"], _CLOSE]
+        else:
+            if self._scope["method"] == "HEAD":
+                message["body"] = b""
+            self._sent_bytes += len(message.get("body", b""))
+            self._finishing = not message.get("more_body", False)
+        self._sending_since = self._loop.time()
+        try:
+            await self._send(message)
+        except OSError:  # what a server may raise once the client is gone (ASGI, "Disconnected Client")
+            self._let_go("the client left")
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        self._sending_since = None
+
+    # ---- before the endpoint ------------------------------------------------------------------------------------------------
+
+    def _has_content(self) -> bool:
+        return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
+
+    def _check(self) -> None:
+        if self._scope["http_version"] not in _HTTP_1:
+            detail = "This service speaks HTTP/1.1; let a proxy in front of it speak HTTP/2."
+            raise RefusedError(Problem(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, detail))
+        size = sum(map(len, self.fields)) + sum(map(len, self.fields.values()))
+        size += len(self._scope.get("raw_path") or self._scope["path"]) + len(self._scope["query_string"])
+        if size > MAX_HEADER_BYTES:
+            detail = f"The request's header is longer than {MAX_HEADER_BYTES} bytes."
+            raise RefusedError(Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail, (_CLOSE,)))
+
+    # ---- while it works -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        self._listener = self._loop.create_task(self._listen())
+        self._check_progress()
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._finishing:  # servers report the end of an answer in the same way
+            self._let_go("the client left")
+
+    def _check_progress(self) -> None:
+        now = self._loop.time()
+        since = now if self._sending_since is None else self._sending_since
+        due = since + self._service.settings.http_send_timeout
+        if now >= due:
+            self._let_go("the client takes nothing")
+        else:
+            self._timer = self._loop.call_at(due, self._check_progress)
+
+    def _let_go(self, why: str) -> None:
+        self._trouble = why
+        self._cancel_scope.cancel()
+
+    # ---- when it fails ------------------------------------------------------------------------------------------------------
+
+    async def _fail(self, error: Exception) -> None:
+        problem = describe(error)
+        self._report(error, problem)
+        if self._status:
+            self._trouble = "broken off"
+        else:
+            await send_problem(self.send, problem, self.request_id)
+
+    def _report(self, error: Exception, problem: Problem) -> None:
+        if isinstance(error, RefusedError):
+            return
+        if not isinstance(error, DESError):
+            _log.error("request %s failed unexpectedly", self.request_id, exc_info=error)
+        elif problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.error("request %s: %s: %s", self.request_id, type(error).__name__, error)
+        elif problem.status > HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.warning("request %s: %s: %s", self.request_id, type(error).__name__, error)
+
+    def _write_access_log(self) -> None:
+        scope, milliseconds = self._scope, (perf_counter() - self._started) * 1000
+        client = scope.get("client")
+        entry = {
+            "request_id": self.request_id,
+            "client": client[0] if client else None,
+            "method": scope["method"],
+            "target": _logged_target(scope),
+            "status": self._status,
+            "bytes": self._sent_bytes,
+            "ms": round(milliseconds, 2),
+        }
+        if self._trouble:
+            entry["trouble"] = self._trouble
+        _access_log.info("%s", _AccessLine(entry), extra={"fields": entry})
+
+
+class _AccessLine:
+    """Writes the entry as text only if somebody asks for text."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: dict[str, object]) -> None:
+        self._entry = entry
+
+    def __str__(self) -> str:
+        entry = self._entry
+        trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
+        target = json.dumps(f"{entry['method']} {entry['target']}")
+        return (
+            f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
+        )
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    pairs = list(headers)
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        fields = {}
+        for name, value in pairs:
+            fields[name] = fields[name] + b", " + value if name in fields else value
+    return fields
+
+
+def _request_id(traceparent: bytes | None) -> str:
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if match and traceparent and (not traceparent.startswith(b"00-") or len(traceparent) == _FIRST_VERSION_LENGTH):
+        return match[1].decode()
+    return secrets.token_hex(16)
+
+
+def _logged_target(scope: Scope) -> str:
+    """Write the target without parameters that could be secrets."""
+    raw: bytes | None = scope.get("raw_path")
+    path = scope["path"] if raw is None else raw.decode("latin-1")
+    query: bytes = scope["query_string"]
+    shown = b"&".join(field for field in query.split(b"&") if field.partition(b"=")[0] in _LOGGED_PARAMETERS)
+    return f"{path}?{shown.decode('latin-1')}" if shown else path

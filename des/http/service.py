@@ -1,0 +1,57 @@
+"""What all endpoints of one worker share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from des import metrics
+from des.http.limits import Limits
+from des.http.problems import overloaded
+
+if TYPE_CHECKING:
+    from des.settings import Settings
+    from des.store import Store
+
+
+class Service:
+    """One worker's store, limits and state.
+
+    Attributes:
+        settings: what it was started with.
+        limits: how much may be in flight.
+        draining: it was told to end: what is in flight is finished, connections close after their next answer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Begin without a store."""
+        self.settings = settings
+        self.limits = Limits(settings.http_max_requests, settings.http_max_bytes)
+        self.draining = False
+        self._store: Store | None = None
+        self._cache_meter: metrics.CacheMeter | None = None
+
+    @property
+    def store(self) -> Store:
+        """The store.
+
+        Raises:
+            RefusedError: the service is starting or ending.
+        """
+        if self._store is None:
+            raise overloaded("The service is starting or ending; try again shortly.")
+        return self._store
+
+    def attach(self, store: Store) -> None:
+        """Serve from this store."""
+        self._store = store
+        self._cache_meter = metrics.CacheMeter(store.cache)
+
+    def detach(self) -> None:
+        """Serve from no store."""
+        self._store = self._cache_meter = None
+
+    def retrieval_done(self, status: metrics.Status, seconds: float) -> None:
+        """Count a retrieval, see `des.metrics.retrieval_done`, and what it did to the cache."""
+        metrics.retrieval_done(self.store.backend, status, seconds)
+        if self._cache_meter:
+            self._cache_meter.report()

@@ -1,0 +1,401 @@
+"""The instruments, declared once, and the storage wrapper that feeds them.
+
+Rules:
+
+1. Counting is off until `activate`: a program that only reads files pays neither for it nor for importing
+   prometheus-client. The service and `--metrics-file` switch it on. Until then every function here does nothing.
+2. Labels are bounded: words of `des.errors.Status`, the storage's verbs, the places of the settings. Never a uid.
+3. One name, one owner: whoever counts calls a function of this module; the name of the instrument stands only here.
+4. Several worker processes count into files of prometheus-client's multiprocess mode, so that one scrape sees all of them.
+   That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
+5. Storage is metered below the retries, so that every attempt counts.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from prometheus_client import Counter, Gauge, Histogram
+
+    from des.errors import Status
+    from des.storage.protocol import Level, ObjectInfo, ObjectWriter, Purpose, PutMode, Storage, Suffix
+
+_Result = TypeVar("_Result")
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """An instrument as it is declared.
+
+    Attributes:
+        name: what a scrape shows, without the suffixes of a histogram's series.
+        kind: counters only rise; a gauge is summed over the living workers.
+        help: one line.
+        labels: their names.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+RETRIEVALS = Instrument("des_retrievals_total", "counter", "Retrievals of one file by outcome", ("backend", "status"))
+RETRIEVAL_SECONDS = Instrument(
+    "des_retrieval_seconds", "histogram", "Seconds until a file was there to be handed out", ("backend",)
+)
+RANGE_CALLS = Instrument("des_s3_range_calls_total", "counter", "Range reads by what they are for", ("backend", "type"))
+STORAGE_REQUESTS = Instrument(
+    "des_storage_requests_total", "counter", "Storage requests by outcome", ("place", "verb", "status")
+)
+STORAGE_BYTES = Instrument(
+    "des_storage_bytes_total", "counter", "Bytes to and from the storage", ("place", "direction")
+)
+CACHE_HITS = Instrument("des_cache_hits_total", "counter", "Cache lookups that found something")
+CACHE_MISSES = Instrument("des_cache_misses_total", "counter", "Cache lookups that found nothing")
+CACHE_EVICTIONS = Instrument("des_cache_evictions_total", "counter", "Values pushed out of the cache")
+CACHE_BYTES = Instrument("des_cache_bytes", "gauge", "Bytes in the read caches")
+IN_FLIGHT = Instrument("des_http_requests_in_flight", "gauge", "HTTP requests being answered")
+SHED = Instrument("des_http_requests_shed_total", "counter", "HTTP requests refused by the limit they met", ("limit",))
+BYTES_OUT = Instrument("des_http_bytes_out_total", "counter", "Bytes of HTTP bodies handed to the server")
+PACK_FILES = Instrument("des_pack_files_total", "counter", "Files of manifests by outcome", ("status",))
+PACK_BYTES = Instrument("des_pack_bytes_total", "counter", "Bytes read from sources and stored", ("direction",))
+PACK_SECONDS = Instrument("des_pack_seconds_total", "counter", "Seconds spent packing")
+
+INSTRUMENTS = (
+    RETRIEVALS,
+    RETRIEVAL_SECONDS,
+    RANGE_CALLS,
+    STORAGE_REQUESTS,
+    STORAGE_BYTES,
+    CACHE_HITS,
+    CACHE_MISSES,
+    CACHE_EVICTIONS,
+    CACHE_BYTES,
+    IN_FLIGHT,
+    SHED,
+    BYTES_OUT,
+    PACK_FILES,
+    PACK_BYTES,
+    PACK_SECONDS,
+)
+
+
+class _Registry:
+    """The live instruments of this process, none until it is activated; children are looked up once and kept."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter | Gauge] = {}
+        self._times: dict[str, Histogram] = {}
+        self._count_children: dict[tuple[str, tuple[str, ...]], Counter | Gauge] = {}
+        self._time_children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self._counts)
+
+    def activate(self) -> None:
+        if self._counts:
+            return
+        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415 - 0.1 s that only those who count pay
+
+        for one in INSTRUMENTS:
+            if one.kind == "counter":
+                self._counts[one.name] = Counter(one.name, one.help, one.labels)
+            elif one.kind == "gauge":
+                self._counts[one.name] = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
+            else:
+                self._times[one.name] = Histogram(one.name, one.help, one.labels, buckets=_LATENCY_BUCKETS)
+
+    def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
+        if not self._counts:
+            return
+        key = (instrument.name, labels)
+        child = self._count_children.get(key)
+        if child is None:
+            family = self._counts[instrument.name]
+            child = self._count_children[key] = family.labels(*labels) if labels else family
+        child.inc(amount)
+
+    def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
+        if not self._times:
+            return
+        key = (instrument.name, labels)
+        child = self._time_children.get(key)
+        if child is None:
+            child = self._time_children[key] = self._times[instrument.name].labels(*labels)
+        child.observe(seconds)
+
+
+_registry = _Registry()
+
+
+def activate() -> None:
+    """Start counting in this process. May be called twice."""
+    _registry.activate()
+
+
+def exposition() -> bytes:
+    """Return all instruments in Prometheus' text format, of all workers; reads files where there are several."""
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, values  # noqa: PLC0415 - as in `activate`
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+    if values.ValueClass is values.MutexValue:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    return generate_latest(registry)
+
+
+def write_file(path: Path) -> None:
+    """Write the instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from prometheus_client import REGISTRY, write_to_textfile  # noqa: PLC0415 - as in `activate`
+
+    write_to_textfile(str(path), REGISTRY)
+
+
+def retrieval_done(backend: str, status: Status, seconds: float) -> None:
+    """Count a retrieval of one file.
+
+    Args:
+        backend: the storage's label.
+        status: how it ended.
+        seconds: until the content, or its first piece, was there.
+    """
+    _registry.add(RETRIEVALS, 1, backend, status)
+    _registry.observe(RETRIEVAL_SECONDS, seconds, backend)
+
+
+def requests_in_flight(change: int) -> None:
+    """Count HTTP requests in (1) and out (-1)."""
+    _registry.add(IN_FLIGHT, change)
+
+
+def request_shed(limit: Literal["requests", "bytes"]) -> None:
+    """Count an HTTP request that was refused by a limit."""
+    _registry.add(SHED, 1, limit)
+
+
+def bytes_out(count: int) -> None:
+    """Count bytes of an HTTP body."""
+    _registry.add(BYTES_OUT, count)
+
+
+def files_packed(status: str, count: int) -> None:
+    """Count files of a manifest by what became of them."""
+    _registry.add(PACK_FILES, count, status)
+
+
+def bytes_packed(read: int, stored: int) -> None:
+    """Count bytes read from sources, and bytes stored of them."""
+    _registry.add(PACK_BYTES, read, "read")
+    _registry.add(PACK_BYTES, stored, "stored")
+
+
+def packing_took(seconds: float) -> None:
+    """Count the time of a pack."""
+    _registry.add(PACK_SECONDS, seconds)
+
+
+class CacheCounts(Protocol):
+    """What a cache counts of itself, in plain numbers."""
+
+    used_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class CacheMeter:
+    """Carries a cache's own counts over to the instruments, as often as it is asked to."""
+
+    __slots__ = ("_cache", "_evictions", "_hits", "_misses", "_used_bytes")
+
+    def __init__(self, cache: CacheCounts) -> None:
+        """Begin at the cache's counts of now as if nothing had been reported."""
+        self._cache = cache
+        self._hits = self._misses = self._evictions = self._used_bytes = 0
+
+    def report(self) -> None:
+        """Report what changed since the last report."""
+        cache = self._cache
+        if cache.hits != self._hits:
+            _registry.add(CACHE_HITS, cache.hits - self._hits)
+            self._hits = cache.hits
+        if cache.misses != self._misses:
+            _registry.add(CACHE_MISSES, cache.misses - self._misses)
+            self._misses = cache.misses
+        if cache.evictions != self._evictions:
+            _registry.add(CACHE_EVICTIONS, cache.evictions - self._evictions)
+            self._evictions = cache.evictions
+        if cache.used_bytes != self._used_bytes:
+            _registry.add(CACHE_BYTES, cache.used_bytes - self._used_bytes)
+            self._used_bytes = cache.used_bytes
+
+
+def metered(storage: Storage) -> Storage:
+    """Return the storage with its calls counted; the storage itself where nobody counts."""
+    return MeteredStorage(storage) if _registry.is_active else storage
+
+
+class MeteredStorage:
+    """Counts what passes through to a storage; see `des.storage.protocol.Storage` for the contract of each verb.
+
+    A cancelled call is not counted as a request, having no outcome; a range call is counted as it begins.
+
+    Attributes:
+        backend: the inner storage's.
+        address: the inner storage's.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        """Count the calls to `inner`."""
+        self.backend = inner.backend
+        self.address = inner.address
+        self._inner = inner
+
+    async def read_suffix(
+        self, key: str, length: int, *, unless: str | None = None, purpose: Purpose = "footer"
+    ) -> Suffix | None:
+        """Count a range call and a request."""
+        self._range_call(purpose)
+        suffix = await self._counted(
+            "read_suffix", self._inner.read_suffix(key, length, unless=unless, purpose=purpose)
+        )
+        self._moved("read", len(suffix.data) if suffix else 0)
+        return suffix
+
+    async def read_range(
+        self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
+    ) -> bytes:
+        """Count a range call and a request."""
+        self._range_call(purpose)
+        data = await self._counted(
+            "read_range", self._inner.read_range(key, start, end, version=version, purpose=purpose)
+        )
+        self._moved("read", len(data))
+        return data
+
+    @asynccontextmanager
+    async def stream_range(
+        self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Count a range call, and a request when the stream has ended."""
+        self._range_call(purpose)
+        async with self._counted_context(
+            "stream_range", self._inner.stream_range(key, start, end, version=version, purpose=purpose)
+        ) as pieces:
+            async with aclosing(self._counted_pieces(pieces)) as counted:
+                yield counted
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Count a request."""
+        return await self._counted("head", self._inner.head(key))
+
+    async def put(self, key: str, data: bytes, mode: PutMode) -> str:
+        """Count a request and its bytes."""
+        version = await self._counted("put", self._inner.put(key, data, mode))
+        self._moved("written", len(data))
+        return version
+
+    @asynccontextmanager
+    async def open_writer(self, key: str) -> AsyncIterator[ObjectWriter]:
+        """Count a request when the object is whole, and its bytes as they are written."""
+        async with self._counted_context("open_writer", self._inner.open_writer(key)) as writer:
+            yield _MeteredWriter(writer, self)
+
+    async def list_level(self, prefix: str) -> Level:
+        """Count a request."""
+        return await self._counted("list_level", self._inner.list_level(prefix))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Count a request, however many pages it takes."""
+        try:
+            async for info in self._inner.list(prefix):
+                yield info
+        except DESError as error:
+            self._request("list", _outcome(error))
+            raise
+        self._request("list", "ok")
+
+    async def delete(self, key: str) -> None:
+        """Count a request."""
+        await self._counted("delete", self._inner.delete(key))
+
+    async def check_conditional_writes(self, key: str) -> None:
+        """Pass on; a probe at start-up is no traffic."""
+        await self._inner.check_conditional_writes(key)
+
+    async def aclose(self) -> None:
+        """Pass on."""
+        await self._inner.aclose()
+
+    def _range_call(self, purpose: Purpose) -> None:
+        _registry.add(RANGE_CALLS, 1, self.backend, purpose)
+
+    def _request(self, verb: str, status: str) -> None:
+        _registry.add(STORAGE_REQUESTS, 1, self.address, verb, status)
+
+    def _moved(self, direction: str, count: int) -> None:
+        _registry.add(STORAGE_BYTES, count, self.address, direction)
+
+    async def _counted(self, verb: str, call: Awaitable[_Result]) -> _Result:
+        try:
+            result = await call
+        except DESError as error:
+            self._request(verb, _outcome(error))
+            raise
+        self._request(verb, "ok")
+        return result
+
+    @asynccontextmanager
+    async def _counted_context(
+        self, verb: str, context: AbstractAsyncContextManager[_Result]
+    ) -> AsyncIterator[_Result]:
+        try:
+            async with context as value:
+                yield value
+        except DESError as error:
+            self._request(verb, _outcome(error))
+            raise
+        self._request(verb, "ok")
+
+    async def _counted_pieces(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        async for piece in pieces:
+            self._moved("read", len(piece))
+            yield piece
+
+
+class _MeteredWriter:
+    def __init__(self, inner: ObjectWriter, meter: MeteredStorage) -> None:
+        self._inner, self._meter = inner, meter
+
+    async def write(self, data: bytes) -> None:
+        await self._inner.write(data)
+        self._meter._moved("written", len(data))  # noqa: SLF001 - the writer is a part of its storage
+
+
+def _outcome(error: DESError) -> Status:
+    """Name the outcome of a storage call: an absent object is an answer there, and so is a condition that does not hold."""
+    if isinstance(error, ObjectNotFoundError):
+        return "not_found"
+    if isinstance(error, PreconditionFailedError):
+        return "conflict"
+    return error.status

@@ -1,0 +1,1 @@
+"""Writing: from a manifest to segments and heads."""

@@ -1,0 +1,237 @@
+"""The commit protocol: the only module that writes heads.
+
+Rules, each of which stops a concrete loss:
+
+1. *Head first.* A segment never exists before its head. Whoever finds no head but segments faces a *lost head*, says so and writes nothing; the
+   head is looked for once more after the listing, because another writer may just have made it.
+2. A head is a base for writing only as a whole: header, tail, structure and every page verified.
+3. A head is replaced only by compare-and-swap on the version it was read at, and every commit leaves its id in the head's log.
+4. *Any* failure of the conditional put means **unknown**: a refusal may be the echo of a retry that succeeded, a timeout may have been applied.
+   The head is read again; one of our ids in its log means done. If the log may have forgotten us (more than 64 commits since), or the
+   head is of another lineage, the answer is "run again": a rerun is idempotent.
+5. What is swapped in is decided anew on the head it is swapped onto.
+6. A writer never deletes its own segments: after an unknown outcome they may be in use. `des gc` collects what nobody lists.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from des.errors import (
+    ConflictError,
+    CorruptShardError,
+    LostHeadError,
+    ObjectNotFoundError,
+    SettingsError,
+    StorageDeniedError,
+    StorageError,
+)
+from des.shard.layout import COMMIT_LOG_LENGTH, ENTRY_BYTES, HEADER, NAME_BYTES, Entry, Identity, Kind, decode_header
+from des.shard.reading import Head, find_entry, parse_tail
+from des.shard.tables import HeadTables
+from des.shard.writing import encode_head
+from des.storage.descriptor import require_descriptor
+from des.storage.protocol import IfAbsent, IfVersion
+from des.store.heads import named
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from des.storage.protocol import Storage
+
+# A head of 2^22 files with all its tables is smaller than this.
+MAX_HEAD_BYTES = 512 << 20
+MAX_ATTEMPTS = 40
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class WholeHead:
+    """A verified head with all its entries: a base for writing.
+
+    Attributes:
+        identity: the shard.
+        tables: what it says besides its entries.
+        entries: all encoded entries, sorted by file_id.
+        version: the version of the object.
+    """
+
+    identity: Identity
+    tables: HeadTables
+    entries: memoryview
+    version: str
+
+    def find(self, file_id: bytes) -> Entry | None:
+        """Return the entry of a file, None where it has none."""
+        return find_entry(self.entries, file_id)
+
+
+Change = tuple[HeadTables, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """The outcome of a swap: the tables of the head that holds it, and whether anything had to be written."""
+
+    tables: HeadTables
+    written: bool
+
+
+def new_name() -> bytes:
+    """Return a fresh random name: of a segment, a lineage or a commit."""
+    return secrets.token_bytes(NAME_BYTES)
+
+
+def now_microseconds() -> int:
+    """Return the time in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
+    """Read a head and verify all of it.
+
+    Raises:
+        ObjectNotFoundError: there is none.
+        CorruptShardError: any part of it is damaged, or it is another shard's.
+        UnsupportedFormatError: it uses features this release may not write.
+        StorageError: the storage is unwell.
+    """
+    key = identity.head_key
+    suffix = await storage.read_suffix(key, MAX_HEAD_BYTES)
+    if suffix is None or len(suffix.data) != suffix.total_size:
+        raise CorruptShardError(f"{key} is longer than any head.")
+    data = memoryview(suffix.data)
+    try:
+        if decode_header(data) != (identity, Kind.HEAD):
+            raise CorruptShardError("its header is another shard's.")
+        head = Head(parse_tail(data, suffix.total_size), identity)
+        head.check_structure()
+        head.check_writable()
+        for ref in head.directory.refs():
+            if ref.object_number:
+                raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")
+            page = data[ref.offset : ref.end]
+            ref.check(page)
+            if page[:16] != ref.first_key:
+                raise CorruptShardError("a page does not begin with its key.")
+    except CorruptShardError as error:
+        raise named(error, key) from error
+    entries = data[HEADER.size : head.tail.start]
+    if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
+        raise CorruptShardError(f"{key}: it does not count its entries right.")
+    return WholeHead(identity, head.tables, entries, suffix.version)
+
+
+async def open_shard(storage: Storage, identity: Identity) -> WholeHead:
+    """Read a shard's head, or make an empty one: step one of every write.
+
+    Raises:
+        LostHeadError: there are segments but no head.
+        SettingsError: n_bits of the day changed meanwhile.
+        CorruptShardError: the head is damaged; a damaged head is never a base.
+        StorageError: the storage is unwell.
+    """
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError:
+        pass
+    async for _ in storage.list(identity.segment_prefix):
+        try:
+            return await read_whole_head(storage, identity)
+        except ObjectNotFoundError as error:
+            raise lost_head(identity) from error
+    empty = HeadTables(generation=1, lineage=new_name())
+    try:
+        await storage.put(identity.head_key, encode_head(identity, empty, b""), IfAbsent())
+    except StorageDeniedError:
+        raise
+    except StorageError:
+        # Another writer was first, or the outcome is unknown: what is there now decides.
+        pass
+    head = await read_whole_head(storage, identity)
+    descriptor = await require_descriptor(storage)
+    if descriptor.n_bits_on(identity.date) != identity.n_bits:
+        raise SettingsError(f"n_bits of {identity.date} has just been changed; run again.")
+    return head
+
+
+def lost_head(identity: Identity) -> LostHeadError:
+    """Return the error that names a lost head and its cure."""
+    shard = f"{identity.date}/{identity.shard_hex}"
+    return LostHeadError(
+        f"shard {shard} has segments, but its head {identity.head_key} is gone; run `des repair {shard}` before writing to it."
+    )
+
+
+async def swap(
+    storage: Storage,
+    base: WholeHead,
+    change: Callable[[WholeHead], Awaitable[Change | None]],
+    *,
+    pause: Callable[[float], Awaitable[None]] = anyio.sleep,
+) -> Swapped:
+    """Replace a head by compare-and-swap until it holds a change.
+
+    Args:
+        storage: the store's place.
+        base: the head the change was prepared on.
+        change: makes the new tables and entries from a head, deciding anew; None: that head needs no change. It may raise.
+        pause: waits between attempts.
+
+    Returns:
+        The tables of the head that holds the change.
+
+    Raises:
+        ConflictError: other writers kept winning, or the outcome cannot be told any more: run again.
+        LostHeadError: the head is gone.
+        Whatever `change` raises, and CorruptShardError and StorageError as for `read_whole_head`.
+    """
+    tried: set[bytes] = set()
+    first_generation = base.tables.generation
+    head = base
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
+            await pause(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311 - jitter
+            try:
+                head = await read_whole_head(storage, base.identity)
+            except ObjectNotFoundError as error:
+                raise lost_head(base.identity) from error
+        if tried.intersection(head.tables.commit_log):
+            return Swapped(head.tables, written=True)
+        _check_history(head, base, first_generation if tried else None)
+        changed = await change(head)
+        if changed is None:
+            return Swapped(head.tables, written=bool(tried))
+        commit_id = new_name()
+        tables, entries = changed
+        tables = tables.committed(commit_id)
+        if not tried:
+            first_generation = head.tables.generation
+        tried.add(commit_id)
+        try:
+            await storage.put(
+                base.identity.head_key, encode_head(base.identity, tables, entries), IfVersion(head.version)
+            )
+        except StorageDeniedError:
+            raise
+        except StorageError:
+            continue  # unknown: the log of the next read decides
+        return Swapped(tables, written=True)
+    raise ConflictError(f"{base.identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again.")
+
+
+def _check_history(head: WholeHead, base: WholeHead, tried_from: int | None) -> None:
+    """Refuse a head that cannot tell whether it holds a commit tried on `base`, first on generation `tried_from`."""
+    if head.tables.lineage != base.tables.lineage:
+        raise ConflictError(f"{base.identity.head_key} was repaired or made anew meanwhile; run again.")
+    if tried_from is not None and head.tables.generation > tried_from + COMMIT_LOG_LENGTH:
+        raise ConflictError(
+            f"{base.identity.head_key} moved on too far to tell whether this commit is in it; run again."
+        )

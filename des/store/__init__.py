@@ -1,0 +1,52 @@
+"""Reading: `open_store` and the store it opens."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from des.storage.opening import Target, open_storage, resolve_target
+from des.store.fileinfo import FileInfo, GetResult
+from des.store.found import FoundFile
+from des.store.store import ContentChangedError, Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from des.settings import Settings
+
+__all__ = ["ContentChangedError", "FileInfo", "FoundFile", "GetResult", "Store", "open_store"]
+
+
+@asynccontextmanager
+async def open_store(target: Target = None, *, settings: Settings | None = None) -> AsyncIterator[Store]:
+    """Open a store for reading.
+
+    Args:
+        target: a directory, an `s3://bucket/prefix` address, settings, or None for the environment (read at the call).
+        settings: what else holds, such as limits; the environment where None.
+
+    Yields:
+        The store. A missing descriptor shows at the first use, so that a service can start before its store exists.
+
+    Raises:
+        SettingsError: a setting or the address is wrong.
+        StorageError: the storage cannot be opened.
+    """
+    resolved = resolve_target(target, settings)
+    storage = await open_storage(resolved)
+    try:
+        raised: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            try:
+                yield Store(storage, resolved, tasks)
+            except Exception as error:  # noqa: BLE001 - raised again below, where no task group wraps it into a group
+                raised = error
+            tasks.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
+    finally:
+        with anyio.CancelScope(shield=True):
+            await storage.aclose()

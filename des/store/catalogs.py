@@ -1,0 +1,121 @@
+"""Reading catalogs: what only the segments know (uid, metadata, full time), for listing, user metadata and verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from des.errors import CorruptShardError
+from des.shard.catalog import CatalogRow, decode_chunk
+from des.shard.layout import TAIL_READ_BYTES, Identity
+from des.shard.reading import PageRef, Segment, parse_tail, tail_length
+from des.store.heads import named
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from des.storage.protocol import Storage
+    from des.store.cache import ByteLRU
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSegment:
+    """A segment's parsed tail, and the object's last bytes that came with it."""
+
+    key: str
+    segment: Segment
+    suffix: bytes
+
+
+async def load_segment(storage: Storage, identity: Identity, name: bytes) -> LoadedSegment:
+    """Read and check the tail of a segment.
+
+    Raises:
+        ObjectNotFoundError: there is no such segment.
+        CorruptShardError: it is damaged, or another shard's.
+        StorageError: the storage is unwell.
+    """
+    key = identity.segment_key(name)
+    suffix = await storage.read_suffix(key, TAIL_READ_BYTES, purpose="index")
+    if suffix is None:
+        raise CorruptShardError(f"{key}: the storage gave no answer to a plain read.")
+    data, size = suffix.data, suffix.total_size
+    try:
+        length = tail_length(data, size)
+        if length > len(data):
+            rest = await storage.read_range(key, size - length, size - len(data), purpose="index")
+            data = rest + data
+        return LoadedSegment(key, Segment(parse_tail(data, size), identity), data)
+    except CorruptShardError as error:
+        raise named(error, key) from error
+
+
+async def read_chunk(storage: Storage, loaded: LoadedSegment, ref: PageRef) -> list[CatalogRow]:
+    """Read, check and decode one catalog chunk.
+
+    Raises:
+        ObjectNotFoundError: the segment is gone.
+        CorruptShardError: the chunk is damaged.
+        StorageError: the storage is unwell.
+    """
+    start = ref.offset - (loaded.segment.tail.object_size - len(loaded.suffix))
+    if start >= 0:
+        data = loaded.suffix[start : start + ref.length]
+    else:
+        data = await storage.read_range(loaded.key, ref.offset, ref.end, purpose="index")
+    try:
+        return decode_chunk(data, ref, loaded.segment.tables.content_types)
+    except CorruptShardError as error:
+        raise named(error, loaded.key) from error
+
+
+async def read_rows(storage: Storage, loaded: LoadedSegment) -> AsyncIterator[list[CatalogRow]]:
+    """Read a whole catalog, chunk by chunk, in file_id order. Errors as for `read_chunk`."""
+    for ref in loaded.segment.directory.refs():
+        yield await read_chunk(storage, loaded, ref)
+
+
+class CatalogReader:
+    """Finds rows in catalogs, with tails and chunks kept in a cache."""
+
+    def __init__(self, storage: Storage, cache: ByteLRU) -> None:
+        """Read from `storage`, keep in `cache`."""
+        self._storage = storage
+        self._cache = cache
+
+    async def find(self, identity: Identity, name: bytes, file_ids: Iterable[bytes]) -> dict[bytes, CatalogRow]:
+        """Return the rows of some files in one segment; a file that has none is missing from the answer.
+
+        Raises:
+            ObjectNotFoundError: the segment is gone.
+            CorruptShardError: its catalog is damaged.
+            StorageError: the storage is unwell.
+        """
+        loaded = await self._segment(identity, name)
+        wanted: dict[int, set[bytes]] = {}
+        for file_id in file_ids:
+            position = loaded.segment.directory.find(file_id)
+            if position is not None:
+                wanted.setdefault(position, set()).add(file_id)
+        found: dict[bytes, CatalogRow] = {}
+        for position, ids in sorted(wanted.items()):
+            for row in await self._chunk(loaded, loaded.segment.directory.ref(position)):
+                if row.entry.file_id in ids:
+                    found[row.entry.file_id] = row
+        return found
+
+    async def _segment(self, identity: Identity, name: bytes) -> LoadedSegment:
+        key = ("segment", name)
+        cached = self._cache.get(key, LoadedSegment)
+        if cached is None:
+            cached = await load_segment(self._storage, identity, name)
+            self._cache.put(key, cached, len(cached.suffix))
+        return cached
+
+    async def _chunk(self, loaded: LoadedSegment, ref: PageRef) -> list[CatalogRow]:
+        key = ("chunk", loaded.key, ref.offset)
+        cached: list[CatalogRow] | None = self._cache.get(key, list)
+        if cached is None:
+            cached = await read_chunk(self._storage, loaded, ref)
+            self._cache.put(key, cached, sum(600 + len(row.uid) + len(row.metadata) for row in cached))
+        return cached

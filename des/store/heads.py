@@ -1,0 +1,135 @@
+"""Reading a head: one suffix read for the tail, one more where the tail is longer than that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
+from des.shard.layout import TAIL_READ_BYTES, Entry, Identity
+from des.shard.reading import Head, PageRef, find_entry, parse_tail, tail_length
+
+if TYPE_CHECKING:
+    from des.storage.protocol import Storage
+
+_ATTEMPTS = 5
+_SEGMENT_OBJECT_BYTES = 400  # what a decoded row of the segment table takes in memory, about
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHead:
+    """A head at one version.
+
+    Attributes:
+        head: its parsed tail.
+        version: the version of the object it was read from; its pages are read at no other.
+        suffix: the object's last bytes: the tail, and whole pages that came with it.
+    """
+
+    head: Head
+    version: str
+    suffix: memoryview
+
+    @property
+    def weight(self) -> int:
+        """Bytes it takes in memory, about."""
+        return len(self.suffix) + _SEGMENT_OBJECT_BYTES * (1 + len(self.head.tables.segments))
+
+    def page_that_came_along(self, ref: PageRef) -> memoryview | None:
+        """Return a checked page that is part of the suffix; None where it has to be read.
+
+        Raises:
+            CorruptShardError: the page is damaged.
+        """
+        start = ref.offset - (self.head.tail.object_size - len(self.suffix))
+        if start < 0 or ref.object_number:
+            return None
+        page = self.suffix[start : start + ref.length]
+        ref.check(page)
+        return page
+
+    def find(self, page: memoryview | bytes, file_id: bytes) -> Entry | None:
+        """Find a file in a checked page and check its entry against the tables.
+
+        Raises:
+            CorruptShardError: the entry is not acceptable.
+        """
+        entry = find_entry(page, file_id)
+        if entry is not None:
+            self.head.check_entry(entry)
+        return entry
+
+
+async def load_head(storage: Storage, identity: Identity, *, unless: str | None = None) -> LoadedHead | None:
+    """Read and check the tail of a shard's head.
+
+    Args:
+        storage: the store's place.
+        identity: the shard.
+        unless: a version: where the head is still at it, None is returned.
+
+    Raises:
+        ObjectNotFoundError: there is no head.
+        CorruptShardError: it is damaged, or another shard's.
+        StorageError: the storage is unwell.
+    """
+    key = identity.head_key
+    for _ in range(_ATTEMPTS):
+        suffix = await storage.read_suffix(key, TAIL_READ_BYTES, unless=unless)
+        if suffix is None:
+            return None
+        data, size = suffix.data, suffix.total_size
+        try:
+            length = tail_length(data, size)
+            if length > len(data):
+                rest = await storage.read_range(
+                    key, size - length, size - len(data), version=suffix.version, purpose="footer"
+                )
+                data = rest + data
+            return _loaded(Head(parse_tail(data, size), identity), suffix.version, data)
+        except PreconditionFailedError:
+            continue  # replaced between the two reads
+        except CorruptShardError as error:
+            raise named(error, key) from error
+    raise StorageUnavailableError(f"{key} is replaced faster than it can be read; try again.")
+
+
+def named(error: CorruptShardError, key: str) -> CorruptShardError:
+    """Return the same error with the object's key at its front."""
+    return type(error)(f"{key}: {error}")
+
+
+def _loaded(head: Head, version: str, data: bytes) -> LoadedHead:
+    """Keep the tail and the whole pages that came with it, and let go of the rest."""
+    start = head.tail.object_size - len(data)
+    keep = head.tail.start
+    for index in range(head.directory.count - 1, -1, -1):
+        ref = head.directory.ref(index)
+        if ref.object_number or ref.offset < start or ref.end != keep:
+            break
+        keep = ref.offset
+    if keep > start:
+        # The tail is parsed again, so that nothing refers to the longer buffer.
+        data = data[keep - start :]
+        head = Head(parse_tail(data, head.tail.object_size), head.identity)
+    return LoadedHead(head, version, memoryview(data).toreadonly())
+
+
+async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes:
+    """Read and check a page that did not come with the tail.
+
+    Raises:
+        PreconditionFailedError: the head was replaced meanwhile.
+        ObjectNotFoundError: the head, or the object that holds the page, is gone.
+        CorruptShardError: the page is damaged.
+        StorageError: the storage is unwell.
+    """
+    key = loaded.head.page_key(ref)
+    version = loaded.version if key is None else None
+    key = key or loaded.head.identity.head_key
+    page = await storage.read_range(key, ref.offset, ref.end, version=version, purpose="index")
+    try:
+        ref.check(page)
+    except CorruptShardError as error:
+        raise named(error, key) from error
+    return page

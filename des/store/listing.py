@@ -1,0 +1,179 @@
+"""Listing a day: heads say what lives, catalogs say what it is called.
+
+The shards of a day in the order of their indices, and within a shard the pages in the order of their keys, give all files in file_id order, page
+by page in bounded memory. A head that is replaced or a segment that is compacted away meanwhile is read again from the last file on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from des.errors import (
+    CorruptShardError,
+    InvalidRequestError,
+    LostHeadError,
+    ObjectNotFoundError,
+    PreconditionFailedError,
+    StorageUnavailableError,
+)
+from des.routing import FILE_ID_BYTES, file_id, parse_day
+from des.shard.codecs import guess_content_type
+from des.shard.layout import ENTRY_BYTES, Entry, Identity, decode_entry, from_microseconds
+from des.store.fileinfo import FileInfo
+from des.store.found import DEFAULT_CONTENT_TYPE
+from des.store.heads import read_page
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from des.shard.catalog import CatalogRow
+    from des.storage.descriptor import Descriptor
+    from des.storage.protocol import Storage
+    from des.store.catalogs import CatalogReader
+    from des.store.heads import LoadedHead
+    from des.store.store import Store
+
+_ATTEMPTS_WITHOUT_PROGRESS = 5
+
+
+def cursor_of(info: FileInfo) -> str:
+    """Return the cursor after which a listing goes on behind this file."""
+    return file_id(info.uid).hex()
+
+
+def parse_cursor(after: str | None) -> bytes:
+    """Return the file_id a cursor stands for, b"" for none.
+
+    Raises:
+        InvalidRequestError: it is no cursor.
+    """
+    try:
+        cursor = bytes.fromhex(after or "")
+    except ValueError:
+        cursor = b"?"
+    if len(cursor) not in (0, FILE_ID_BYTES):
+        raise InvalidRequestError(f"{(after or '')[:64]!r} is no cursor; pass on what the last page gave.")
+    return cursor
+
+
+async def days_of(storage: Storage) -> list[str]:
+    """Return the days (YYYYMMDD) that have shards, in order."""
+    level = await storage.list_level("")
+    return [
+        day
+        for day in (prefix.rstrip("/") for prefix in level.prefixes)
+        if len(day) == len("YYYYMMDD") and day.isdecimal()
+    ]
+
+
+async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[Identity]:
+    """Return the shards of a day in the order of their indices.
+
+    Raises:
+        LostHeadError: there are segments of a shard, but no head.
+        CorruptShardError: a head's key does not fit the store's n_bits.
+        StorageError: the storage is unwell.
+    """
+    n_bits = descriptor.n_bits_on(day)
+    level = await storage.list_level(f"{day}/")
+    shards = []
+    for info in level.objects:
+        digits = info.key.removeprefix(f"{day}/").removesuffix(".des")
+        identity = _identity(descriptor, day, n_bits, digits)
+        if identity is None or identity.head_key != info.key:
+            raise CorruptShardError(f"{info.key}: no shard of a day with n_bits {n_bits} has this key.")
+        shards.append(identity)
+    heads = {identity.segment_prefix for identity in shards}
+    for prefix in level.prefixes:
+        if prefix not in heads:
+            raise LostHeadError(f"{prefix} holds segments but its head is gone; run `des repair {prefix.rstrip('/')}`.")
+    return shards
+
+
+def _identity(descriptor: Descriptor, day: str, n_bits: int, digits: str) -> Identity | None:
+    try:
+        index = int(digits, 16)
+    except ValueError:
+        return None
+    return Identity(descriptor.store_id, day, n_bits, index) if index < 1 << n_bits else None
+
+
+async def list_day(store: Store, catalogs: CatalogReader, day: str, after: str | None) -> AsyncIterator[FileInfo]:
+    """Carry out `Store.list`."""
+    date = parse_day(day)
+    cursor = parse_cursor(after)
+    for identity in await shards_of(store.storage, await store.index.descriptor(), date):
+        last = int.from_bytes(cursor[:2], "big") >> (16 - identity.n_bits) if cursor else -1
+        if identity.shard_index < last:
+            continue
+        async for info in _list_shard(store, catalogs, identity, cursor):
+            yield info
+
+
+async def _list_shard(
+    store: Store, catalogs: CatalogReader, identity: Identity, cursor: bytes
+) -> AsyncIterator[FileInfo]:
+    attempts = 0
+    not_before = time.monotonic() - store.settings.negative_ttl
+    while True:
+        looked = await store.index.look(identity, not_before)
+        if looked.loaded is None:
+            return
+        try:
+            for index in range(looked.loaded.head.directory.count):
+                for info in await _list_page(store, catalogs, looked.loaded, index, cursor):
+                    attempts = 0
+                    cursor = file_id(info.uid)
+                    yield info
+        except (PreconditionFailedError, ObjectNotFoundError) as error:
+            attempts += 1
+            if attempts == _ATTEMPTS_WITHOUT_PROGRESS:
+                raise StorageUnavailableError(
+                    f"{identity.head_key} changes faster than it can be listed, or points at a missing segment; try again."
+                ) from error
+            not_before = time.monotonic()
+        else:
+            return
+
+
+async def _list_page(
+    store: Store, catalogs: CatalogReader, loaded: LoadedHead, index: int, cursor: bytes
+) -> list[FileInfo]:
+    head = loaded.head
+    if index + 1 < head.directory.count and head.directory.ref(index + 1).first_key <= cursor:
+        return []
+    ref = head.directory.ref(index)
+    page: memoryview | bytes | None = loaded.page_that_came_along(ref)
+    if page is None:
+        page = await read_page(store.storage, loaded, ref)
+    entries = [decode_entry(page, at) for at in range(0, len(page), ENTRY_BYTES)]
+    live = [entry for entry in entries if not entry.deleted and entry.file_id > cursor]
+    for entry in live:
+        head.check_entry(entry)
+    rows: dict[bytes, CatalogRow] = {}
+    for segment in sorted({entry.segment for entry in live}):
+        ids = [entry.file_id for entry in live if entry.segment == segment]
+        rows |= await catalogs.find(head.identity, head.tables.segments[segment].name, ids)
+    return [_info(head.identity, loaded, entry, rows) for entry in live]
+
+
+def _info(identity: Identity, loaded: LoadedHead, entry: Entry, rows: dict[bytes, CatalogRow]) -> FileInfo:
+    key = identity.segment_key(loaded.head.tables.segments[entry.segment].name)
+    row = rows.get(entry.file_id)
+    if row is None:
+        raise CorruptShardError(f"{key}: its catalog lacks a file of the head.")
+    return FileInfo(
+        uid=row.uid,
+        created_at=from_microseconds(row.created_at),
+        raw_size=entry.raw_size,
+        stored_size=entry.stored_size,
+        codec=entry.codec.wire_name,
+        content_type=row.content_type or guess_content_type(row.uid) or DEFAULT_CONTENT_TYPE,
+        metadata=row.metadata_object(),
+        etag=f'"{entry.content_hash.hex()}"',
+        content_hash=entry.content_hash.hex(),
+        shard=identity.head_key,
+        segment=key,
+        offset=entry.offset,
+    )

@@ -1,0 +1,83 @@
+"""Payloads: stored bytes in, checked content out. Nothing is decoded or handed out before its checksum was found good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from des.errors import CorruptShardError
+from des.shard.chunking import CHUNK_BYTES, decode_large
+from des.shard.codecs import decode
+from des.shard.layout import Codec, checksum32
+from des.store.heads import named
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from des.shard.chunking import SeekTable
+    from des.store.found import FoundFile
+
+
+def check_stored(found: FoundFile, stored: bytes | memoryview) -> None:
+    """Check a payload's length, and the checksum of one that is not large (a large one has one per chunk).
+
+    Raises:
+        CorruptShardError: it is not what the entry says.
+    """
+    entry = found.entry
+    if len(stored) != entry.stored_size or (not found.is_large and checksum32(stored) != entry.checksum):
+        raise CorruptShardError(f"{found.segment_key}: the payload of {found.uid!r} is damaged.")
+
+
+def decode_stored(found: FoundFile, stored: bytes | memoryview, dictionary: bytes | None) -> bytes:
+    """Decode a checked payload.
+
+    Raises:
+        CorruptShardError: it does not decode to what the entry says.
+    """
+    entry = found.entry
+    try:
+        if found.is_large:
+            return decode_large(entry, stored)
+        return decode(entry.codec, stored, entry.raw_size, dictionary)
+    except CorruptShardError as error:
+        raise named(error, found.segment_key) from error
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """Yield a content that is there already."""
+    if content:
+        yield content
+
+
+async def decoded(
+    found: FoundFile, table: SeekTable, beginning: bytes, pieces: AsyncIterator[bytes], start: int, end: int
+) -> AsyncIterator[bytes]:
+    """Cut the arriving bytes of a large payload into chunks, check and decode each, and yield `[start, end)` of the content.
+
+    Raises:
+        CorruptShardError: the payload is damaged or ends too early.
+        StorageError: what the pieces raise.
+    """
+    span = table.span(start, end)
+    buffer = bytearray(beginning)
+    position = span.first * CHUNK_BYTES
+    for index in range(span.first, span.last):
+        length = table.stored_length(index)
+        while len(buffer) < length:
+            piece = await anext(pieces, b"")
+            if not piece:
+                raise CorruptShardError(f"{found.segment_key}: the segment ends within the payload of {found.uid!r}.")
+            buffer += piece
+        stored = bytes(memoryview(buffer)[:length])
+        del buffer[:length]
+        try:
+            if found.entry.codec is Codec.NONE:
+                raw = table.decode_chunk(index, stored)
+            else:
+                raw = await anyio.to_thread.run_sync(table.decode_chunk, index, stored)
+        except CorruptShardError as error:
+            raise named(error, found.segment_key) from error
+        yield raw[max(start - position, 0) : end - position]
+        position += len(raw)

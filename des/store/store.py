@@ -1,0 +1,374 @@
+"""The store: any one file back in at most three range-GETs.
+
+    locate → head's tail → page → payload → verify → decode
+
+Rules of this file:
+
+1. `index` holds the rules of finding; what it found is bound to a version of the head.
+2. Payloads are checked before a byte is decoded or handed out.
+3. A segment that is gone means that the head is stale: read it again. Gone under an unchanged head means damage.
+4. One deadline covers a retrieval, however many requests it takes; a stream's covers the time to its first byte.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from des.errors import (
+    CorruptShardError,
+    DeletedError,
+    InvalidRequestError,
+    NotFoundError,
+    ObjectNotFoundError,
+    StorageUnavailableError,
+)
+from des.routing import CreatedAt, Uid, date_dir, file_id, normalize_uid, parse_created_at
+from des.shard.chunking import SeekTable
+from des.shard.layout import Codec
+from des.shard.writing import content_hash
+from des.store.cache import ByteLRU, SingleFlight
+from des.store.catalogs import CatalogReader
+from des.store.deadline import Deadline
+from des.store.found import FoundFile
+from des.store.heads import named
+from des.store.index import Index
+from des.store.listing import list_day
+from des.store.many import get_many
+from des.store.payloads import check_stored, decode_stored, decoded, once
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from anyio.abc import TaskGroup
+
+    from des.settings import Settings
+    from des.storage.protocol import Storage
+    from des.store.fileinfo import FileInfo, GetResult
+
+# From here on a thread hop costs less than the decoding it takes off the loop (measured; README, "Performance").
+OFFLOAD_BYTES = 256 << 10
+
+
+class ContentChangedError(StorageUnavailableError):
+    """The file was replaced between finding and reading it; find it again."""
+
+
+class Store:
+    """Reads files. Made by `open_store`; all methods may run at once.
+
+    Attributes:
+        settings: what it was opened with.
+        storage: where its objects lie.
+    """
+
+    def __init__(self, storage: Storage, settings: Settings, tasks: TaskGroup) -> None:
+        """Read from `storage`; background work runs in `tasks`. Use `open_store` instead."""
+        self.settings = settings
+        self.storage = storage
+        self.cache = ByteLRU(settings.cache_bytes)
+        self.index = Index(storage, settings, self.cache)
+        self._tasks = tasks
+        self._catalogs = CatalogReader(storage, self.cache)
+        self._dictionary_flight: SingleFlight[bytes] = SingleFlight()
+        self._table_flight: SingleFlight[SeekTable] = SingleFlight()
+
+    @property
+    def backend(self) -> str:
+        """The label of its storage in metrics."""
+        return self.storage.backend
+
+    # ---- the public surface -------------------------------------------------------------------------------------------------
+
+    async def get(self, uid: Uid, created_at: CreatedAt) -> bytes:
+        """Return a file's content.
+
+        Args:
+            uid: the file's name; an int means its decimal string.
+            created_at: aware datetime, date, or RFC 3339 text; its UTC day is part of the file's name.
+
+        Raises:
+            NotFoundError: proven, there is no such file; `DeletedError`: it was deleted.
+            CorruptShardError: the stored bytes are damaged.
+            StorageError: the storage is unwell, or the deadline passed.
+            InvalidRequestError: the uid or the time is not acceptable.
+            SettingsError: there is no store, or it contradicts the settings.
+        """
+        with self._deadline():
+            while True:
+                found = await self._find(uid, created_at)
+                try:
+                    return await self._read(found)
+                except ContentChangedError:
+                    continue
+
+    async def stat(self, uid: Uid, created_at: CreatedAt, *, metadata: bool = False) -> FileInfo:
+        """Return what is known of a file, without reading its payload.
+
+        Args:
+            uid: as for `get`.
+            created_at: as for `get`.
+            metadata: also read the user's metadata from the catalog; else it is None.
+
+        Raises:
+            Errors as for `get`.
+        """
+        with self._deadline():
+            while True:
+                found = await self._find(uid, created_at)
+                if not metadata:
+                    return found.info
+                try:
+                    return await self._with_metadata(found)
+                except ObjectNotFoundError as error:
+                    await self._refind(found, error)
+
+    @asynccontextmanager
+    async def stream(
+        self, uid: Uid, created_at: CreatedAt, *, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Read a file, or the half-open range `[start, end)` of it, piece by piece in constant memory.
+
+        Args:
+            uid: as for `get`.
+            created_at: as for `get`.
+            start: first byte, 0 or more.
+            end: one past the last byte; None and anything past the end mean the end.
+
+        Yields:
+            An async iterator of verified pieces, 256 KiB or less each.
+
+        Raises:
+            InvalidRequestError: an impossible range.
+            Errors as for `get`; damage and trouble midway come from the iterator.
+        """
+        if start < 0 or (end is not None and end < start):
+            raise InvalidRequestError(f"the range {start} to {end} is impossible.")
+        async with AsyncExitStack() as stack:
+            while True:
+                found = await self.find(uid, created_at)
+                stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
+                try:
+                    pieces = await stack.enter_async_context(self.open_range(found, min(start, stop), stop))
+                    break
+                except ContentChangedError:
+                    continue
+            yield pieces
+
+    def get_many(self, files: Iterable[tuple[Uid, CreatedAt]]) -> AsyncIterator[GetResult]:
+        """Read many files with as few requests as their places allow.
+
+        Args:
+            files: (uid, created_at) pairs; duplicates are answered each.
+
+        Returns:
+            An async iterator of one `GetResult` a pair, in order of completion; a failed file is a result with its error.
+        """
+        return get_many(self, self._tasks, files)
+
+    def list(self, day: str, *, after: str | None = None) -> AsyncIterator[FileInfo]:
+        """List the live files of a UTC day in the order of their file_ids, user metadata included.
+
+        Args:
+            day: YYYYMMDD or YYYY-MM-DD.
+            after: a cursor: only files after this file_id (32 hex digits), see `des.store.listing.cursor_of`.
+
+        Raises:
+            InvalidRequestError: an impossible day or cursor.
+            CorruptShardError, StorageError, SettingsError: as for `get`.
+        """
+        return list_day(self, self._catalogs, day, after)
+
+    # ---- in steps, for servers ----------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Make sure that there is a store.
+
+        Raises:
+            SettingsError: there is none, or it contradicts the settings.
+            StorageError: the storage is unwell.
+        """
+        with self._deadline():
+            await self.index.descriptor()
+
+    async def find(self, uid: Uid, created_at: CreatedAt) -> FoundFile:
+        """Find a file by the index alone. Arguments and errors as for `get`."""
+        with self._deadline():
+            return await self._find(uid, created_at)
+
+    async def read(self, found: FoundFile) -> bytes:
+        """Return the content of a found file, verified and decoded.
+
+        Raises:
+            ContentChangedError: it was replaced meanwhile, and what was found is gone; find it again.
+            Errors as for `get`.
+        """
+        with self._deadline():
+            return await self._read(found)
+
+    async def read_stored(self, found: FoundFile) -> bytes:
+        """Return the stored bytes of a found file that is not large, verified but not decoded. Errors as for `read`."""
+        with self._deadline():
+            found, stored = await self._stored(found)
+            check_stored(found, stored)
+            return stored
+
+    @asynccontextmanager
+    async def open_range(self, found: FoundFile, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open `[start, end)` of a found file; `0 <= start <= end <= raw_size`.
+
+        Yields:
+            An async iterator of verified pieces.
+
+        Raises:
+            InvalidRequestError: an impossible range.
+            Errors as for `read`; damage and trouble midway come from the iterator.
+        """
+        if not 0 <= start <= end <= found.entry.raw_size:
+            raise InvalidRequestError(
+                f"the range {start} to {end} does not lie in a file of {found.entry.raw_size} bytes."
+            )
+        if not found.is_large or start == end:
+            content = await self.read(found) if start < end else b""
+            yield once(content[start:end])
+            return
+        async with AsyncExitStack() as stack:
+            yield await self._open_pieces(stack, found, start, end)
+
+    async def _open_pieces(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
+        while True:
+            found, table = await self._open_large(found)
+            span = table.span(start, end)
+            first, last = found.entry.offset + span.start, found.entry.offset + span.end
+            try:
+                pieces = await stack.enter_async_context(self.storage.stream_range(found.segment_key, first, last))
+                beginning = await anext(pieces, b"")
+            except ObjectNotFoundError as error:
+                await stack.aclose()
+                found = await self._refind(found, error)
+            else:
+                return decoded(found, table, beginning, pieces, start, end)
+
+    async def _find(self, uid: Uid, created_at: CreatedAt) -> FoundFile:
+        name = normalize_uid(uid)
+        instant = parse_created_at(created_at)
+        identifier = file_id(name)
+        identity = await self.index.shard_of(identifier, date_dir(instant))
+        found = await self.index.lookup(identity, identifier)
+        if found is None:
+            raise NotFoundError(f"there is no file {name!r} on {identity.date}.")
+        loaded, entry = found
+        if entry.deleted:
+            raise DeletedError(f"the file {name!r} of {identity.date} was deleted.")
+        return FoundFile(name, loaded, entry)
+
+    # ---- payloads -----------------------------------------------------------------------------------------------------------
+
+    async def decode(self, found: FoundFile, stored: bytes) -> bytes:
+        """Check and decode the stored bytes of a found file, all of them.
+
+        Raises:
+            CorruptShardError: they are not what the index says.
+            StorageError: its dictionary cannot be read.
+        """
+        check_stored(found, stored)
+        entry = found.entry
+        dictionary = await self._dictionary(found) if entry.codec is Codec.ZSTD_DICT else None
+        if entry.raw_size < OFFLOAD_BYTES:
+            return decode_stored(found, stored, dictionary)
+        return await anyio.to_thread.run_sync(decode_stored, found, stored, dictionary)
+
+    async def _read(self, found: FoundFile) -> bytes:
+        found, stored = await self._stored(found)
+        return await self.decode(found, stored)
+
+    async def _stored(self, found: FoundFile) -> tuple[FoundFile, bytes]:
+        """Return the stored bytes of a payload, and where they were found in the end."""
+        while True:
+            entry = found.entry
+            if not entry.stored_size:
+                return found, b""
+            try:
+                stored = await self.storage.read_range(
+                    found.segment_key, entry.offset, entry.offset + entry.stored_size
+                )
+            except ObjectNotFoundError as error:
+                found = await self._refind(found, error)
+                continue
+            return found, stored
+
+    async def _refind(self, found: FoundFile, cause: ObjectNotFoundError) -> FoundFile:
+        """Find a file again whose segment is gone.
+
+        Raises:
+            CorruptShardError: the head still points at the missing segment.
+            ContentChangedError: the file has other content now.
+        """
+        identity = found.identity
+        looked = await self.index.look(identity, time.monotonic())
+        if looked.loaded is not None and looked.loaded.version == found.loaded.version:
+            raise CorruptShardError(f"{found.segment_key}: the head points at a segment that is gone.") from cause
+        again = await self.index.lookup(identity, found.entry.file_id)
+        if again is None or again[1].deleted or again[1].content_hash != found.entry.content_hash:
+            raise ContentChangedError(f"the file {found.uid!r} was replaced while it was read; try again.") from cause
+        return FoundFile(found.uid, *again)
+
+    async def _dictionary(self, found: FoundFile) -> bytes:
+        place = found.segment.dictionary
+        if place is None:
+            raise CorruptShardError(f"{found.segment_key}: its dictionary is missing.")
+        key = ("dictionary", place.content_hash)
+        dictionary = self.cache.get(key, bytes)
+        if dictionary is None:
+
+            async def read() -> bytes:
+                end = place.offset + place.length
+                data = await self.storage.read_range(found.segment_key, place.offset, end, purpose="index")
+                if content_hash(data) != place.content_hash:
+                    raise CorruptShardError(f"{found.segment_key}: its dictionary is damaged.")
+                return data
+
+            dictionary = await self._dictionary_flight.run(key, read)
+            self.cache.put(key, dictionary, len(dictionary))
+        return dictionary
+
+    async def _open_large(self, found: FoundFile) -> tuple[FoundFile, SeekTable]:
+        with self._deadline():
+            while True:
+                try:
+                    return found, await self._seek_table(found)
+                except ObjectNotFoundError as error:
+                    found = await self._refind(found, error)
+
+    async def _seek_table(self, found: FoundFile) -> SeekTable:
+        start, end = SeekTable.place(found.entry)
+        key = ("seek table", found.segment.name, start)
+        table = self.cache.get(key, SeekTable)
+        if table is None:
+
+            async def read() -> SeekTable:
+                data = await self.storage.read_range(found.segment_key, start, end, purpose="index")
+                try:
+                    return SeekTable(found.entry, data)
+                except CorruptShardError as error:
+                    raise named(error, found.segment_key) from error
+
+            table = await self._table_flight.run(key, read)
+            self.cache.put(key, table, 3 * (end - start) + 500)
+        return table
+
+    async def _with_metadata(self, found: FoundFile) -> FileInfo:
+        identifier = found.entry.file_id
+        rows = await self._catalogs.find(found.identity, found.segment.name, [identifier])
+        row = rows.get(identifier)
+        if row is None:
+            raise CorruptShardError(f"{found.segment_key}: its catalog lacks a file of the head.")
+        return replace(found.info, metadata=row.metadata_object())
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self.settings.request_timeout)

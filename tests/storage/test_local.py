@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from des.storage.local import LocalStorage
+from tests.storage.contract import StorageContract
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from des.storage.protocol import Storage
+
+
+class TestLocalStorage(StorageContract):
+    LISTED = 60
+
+    @pytest.fixture
+    async def storage(self, tmp_path: Path) -> AsyncIterator[Storage]:
+        storage = LocalStorage(tmp_path / "store")
+        yield storage
+        await storage.aclose()
