@@ -13,23 +13,22 @@ Rules:
 
 from __future__ import annotations
 
-from contextlib import aclosing, asynccontextmanager
+import os
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
+from des.storage.wrapper import Call, StorageWrapper, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
 
     from des.errors import Status
-    from des.storage.protocol import Level, ObjectInfo, ObjectWriter, Purpose, PutMode, Storage, Suffix
-
-_Result = TypeVar("_Result")
+    from des.storage.protocol import ObjectInfo, Storage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -160,6 +159,22 @@ def exposition() -> bytes:
     return generate_latest(registry)
 
 
+def share_between_processes(directory: str) -> None:
+    """Let the processes that are started from now on count together, in files of an empty directory.
+
+    Args:
+        directory: theirs alone; it goes when they are gone.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+
+
+def process_ended(pid: int) -> None:
+    """Forget the gauges of a process that counted together with others and is no more."""
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415 - as in `activate`
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+
+
 def write_file(path: Path) -> None:
     """Write the instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
 
@@ -255,141 +270,39 @@ def metered(storage: Storage) -> Storage:
     return MeteredStorage(storage) if _registry.is_active else storage
 
 
-class MeteredStorage:
-    """Counts what passes through to a storage; see `des.storage.protocol.Storage` for the contract of each verb.
+class MeteredStorage(StorageWrapper):
+    """Counts what passes through to a storage.
 
-    A cancelled call is not counted as a request, having no outcome; a range call is counted as it begins.
-
-    Attributes:
-        backend: the inner storage's.
-        address: the inner storage's.
+    A range call is counted as it begins, a request as it ends; one that was cancelled has no outcome and is none. The pieces of
+    a stream count as bytes only.
     """
 
-    def __init__(self, inner: Storage) -> None:
-        """Count the calls to `inner`."""
-        self.backend = inner.backend
-        self.address = inner.address
-        self._inner = inner
-
-    async def read_suffix(
-        self, key: str, length: int, *, unless: str | None = None, purpose: Purpose = "footer"
-    ) -> Suffix | None:
-        """Count a range call and a request."""
-        self._range_call(purpose)
-        suffix = await self._counted(
-            "read_suffix", self._inner.read_suffix(key, length, unless=unless, purpose=purpose)
-        )
-        self._moved("read", len(suffix.data) if suffix else 0)
-        return suffix
-
-    async def read_range(
-        self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
-    ) -> bytes:
-        """Count a range call and a request."""
-        self._range_call(purpose)
-        data = await self._counted(
-            "read_range", self._inner.read_range(key, start, end, version=version, purpose=purpose)
-        )
-        self._moved("read", len(data))
-        return data
-
     @asynccontextmanager
-    async def stream_range(
-        self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Count a range call, and a request when the stream has ended."""
-        self._range_call(purpose)
-        async with self._counted_context(
-            "stream_range", self._inner.stream_range(key, start, end, version=version, purpose=purpose)
-        ) as pieces:
-            async with aclosing(self._counted_pieces(pieces)) as counted:
-                yield counted
-
-    async def head(self, key: str) -> ObjectInfo:
-        """Count a request."""
-        return await self._counted("head", self._inner.head(key))
-
-    async def put(self, key: str, data: bytes, mode: PutMode) -> str:
-        """Count a request and its bytes."""
-        version = await self._counted("put", self._inner.put(key, data, mode))
-        self._moved("written", len(data))
-        return version
-
-    @asynccontextmanager
-    async def open_writer(self, key: str) -> AsyncIterator[ObjectWriter]:
-        """Count a request when the object is whole, and its bytes as they are written."""
-        async with self._counted_context("open_writer", self._inner.open_writer(key)) as writer:
-            yield _MeteredWriter(writer, self)
-
-    async def list_level(self, prefix: str) -> Level:
-        """Count a request."""
-        return await self._counted("list_level", self._inner.list_level(prefix))
+    async def around(self, call: Call) -> AsyncIterator[Tally]:
+        """Count a call."""
+        tally, verb = Tally(), call.verb
+        if call.purpose is not None and verb != "piece":
+            _registry.add(RANGE_CALLS, 1, self.backend, call.purpose)
+        try:
+            yield tally
+        except DESError as error:
+            _registry.add(STORAGE_REQUESTS, 1, self.address, verb, _outcome(error))
+            raise
+        if verb != "piece":
+            _registry.add(STORAGE_REQUESTS, 1, self.address, verb, "ok")
+        if tally.size:
+            direction = "read" if call.purpose else "written"
+            _registry.add(STORAGE_BYTES, tally.size, self.address, direction)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """Count a request, however many pages it takes."""
+        """Pass a listing on as it comes, and count it at its end."""
         try:
-            async for info in self._inner.list(prefix):
+            async for info in self.inner.list(prefix):
                 yield info
         except DESError as error:
-            self._request("list", _outcome(error))
+            _registry.add(STORAGE_REQUESTS, 1, self.address, "list", _outcome(error))
             raise
-        self._request("list", "ok")
-
-    async def delete(self, key: str) -> None:
-        """Count a request."""
-        await self._counted("delete", self._inner.delete(key))
-
-    async def check_conditional_writes(self, key: str) -> None:
-        """Pass on; a probe at start-up is no traffic."""
-        await self._inner.check_conditional_writes(key)
-
-    async def aclose(self) -> None:
-        """Pass on."""
-        await self._inner.aclose()
-
-    def _range_call(self, purpose: Purpose) -> None:
-        _registry.add(RANGE_CALLS, 1, self.backend, purpose)
-
-    def _request(self, verb: str, status: str) -> None:
-        _registry.add(STORAGE_REQUESTS, 1, self.address, verb, status)
-
-    def _moved(self, direction: str, count: int) -> None:
-        _registry.add(STORAGE_BYTES, count, self.address, direction)
-
-    async def _counted(self, verb: str, call: Awaitable[_Result]) -> _Result:
-        try:
-            result = await call
-        except DESError as error:
-            self._request(verb, _outcome(error))
-            raise
-        self._request(verb, "ok")
-        return result
-
-    @asynccontextmanager
-    async def _counted_context(
-        self, verb: str, context: AbstractAsyncContextManager[_Result]
-    ) -> AsyncIterator[_Result]:
-        try:
-            async with context as value:
-                yield value
-        except DESError as error:
-            self._request(verb, _outcome(error))
-            raise
-        self._request(verb, "ok")
-
-    async def _counted_pieces(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        async for piece in pieces:
-            self._moved("read", len(piece))
-            yield piece
-
-
-class _MeteredWriter:
-    def __init__(self, inner: ObjectWriter, meter: MeteredStorage) -> None:
-        self._inner, self._meter = inner, meter
-
-    async def write(self, data: bytes) -> None:
-        await self._inner.write(data)
-        self._meter._moved("written", len(data))  # noqa: SLF001 - the writer is a part of its storage
+        _registry.add(STORAGE_REQUESTS, 1, self.address, "list", "ok")
 
 
 def _outcome(error: DESError) -> Status:

@@ -58,7 +58,7 @@ class Shard:
         self.owner = (bytes.fromhex(descriptor["store_id"]), int(day), n_bits, index)
         self.place = base / day / f"{index:0{-(-n_bits // 4)}X}"
         head = open_container(self.place.with_suffix(".des"), 2, self.owner)
-        count, position = int.from_bytes(head[0][56:58], "little"), 58
+        count, position = int.from_bytes(head[0][48:50], "little"), 50
         self.names = [head[0][position + 44 * n :][:16].hex() for n in range(count)]
         position += 44 * count
         count = int.from_bytes(head[0][position : position + 2], "little")

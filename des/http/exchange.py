@@ -137,6 +137,11 @@ class Exchange:
             if _access_log.isEnabledFor(logging.INFO):
                 self._write_access_log()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the answer's header has gone out, so that no other answer can."""
+        return self._status != 0
+
     async def send(self, message: Message) -> None:
         """Send a part of the answer; never a body to a HEAD."""
         if message["type"] == "http.response.start":
@@ -201,7 +206,7 @@ class Exchange:
     async def _fail(self, error: Exception) -> None:
         problem = describe(error)
         self._report(error, problem)
-        if self._status:
+        if self.has_begun:
             self._trouble = "broken off"
         else:
             await send_problem(self.send, problem, self.request_id)
@@ -245,9 +250,7 @@ class _AccessLine:
         entry = self._entry
         trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
         target = json.dumps(f"{entry['method']} {entry['target']}")
-        return (
-            f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
-        )
+        return f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -13,15 +13,145 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from contextlib import aclosing
-from time import perf_counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from des.errors import CorruptShardError, DESError
+from des.errors import DESError, SettingsError
 from des.http.addressing import parse_file_address, path_below_files, raw_path
-from des.http.answer import OK, PARTIAL, UNSATISFIABLE, Answer, answer_headers, plan_answer
+from des.http.answer import OK, PARTIAL, UNSATISFIABLE, answer_headers, plan_answer
 from des.http.conditions import Verdict
 from des.http.exchange import SCOPE_KEY
-from des.http.problems import Problem, RefusedError, unsatisfiable
+from des.http.problems import Problem, send_problem, unsatisfiable
 from des.store import ContentChangedError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from des.http.addressing import FileAddress
+    from des.http.answer import Answer
+    from des.http.exchange import Exchange
+    from des.http.problems import Header
+    from des.http.service import Service
+    from des.store import FoundFile, Store
+
+SLICE_BYTES = 64 << 10
+STREAM_BYTES = (
+    1 << 20
+)  # what a stream holds of a file at once, about: stored chunks, a decoded one, slices on their way
+_ATTEMPTS = 4
+_FIELD_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
+_FAILED_CONDITION = Problem(
+    HTTPStatus.PRECONDITION_FAILED, "The file is not in the state that the request is conditional on."
+)
+
+
+class FileEndpoint:
+    """Answers `GET` and `HEAD`, in both spellings."""
+
+    def __init__(self, service: Service) -> None:
+        """Answer from a service's store.
+
+        Raises:
+            SettingsError: the Cache-Control of the settings cannot be a field's value.
+        """
+        cache_control = service.settings.http_cache_control
+        if not _FIELD_VALUE.fullmatch(cache_control):
+            raise SettingsError(f"DES_HTTP_CACHE_CONTROL is {cache_control!r}, which is no header field's value.")
+        self._service = service
+        self._cache_control = cache_control.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own signature
+        """Answer, and count the retrieval."""
+        store, retrieval = self._service.store, _Stopwatch()
+        exchange: Exchange = scope[SCOPE_KEY]
+        try:
+            address = parse_file_address(path_below_files(raw_path(scope)) or b"", scope["query_string"])
+            for attempt in range(_ATTEMPTS):
+                try:
+                    await self._answer(store, address, exchange, scope["method"], send, retrieval)
+                    break
+                except ContentChangedError:
+                    if exchange.has_begun or attempt == _ATTEMPTS - 1:
+                        raise
+        except DESError as error:
+            self._service.retrieval_done(error.status, retrieval.seconds)
+            raise
+        self._service.retrieval_done("ok", retrieval.seconds)
+
+    async def _answer(
+        self, store: Store, address: FileAddress, exchange: Exchange, method: str, send: Send, retrieval: _Stopwatch
+    ) -> None:
+        now = time.time()
+        found = await store.find(address.uid, address.created_at)
+        answer = plan_answer(method, exchange.fields, found, now)
+        if answer.status == Verdict.FAILED.value:
+            await send_problem(send, _FAILED_CONDITION, exchange.request_id)
+            return
+        if answer.status == UNSATISFIABLE:
+            await send_problem(send, unsatisfiable(answer.size), exchange.request_id)
+            return
+        headers = answer_headers(answer, found, self._cache_control, now)
+        if method == "HEAD" or answer.status not in (OK, PARTIAL):
+            retrieval.stop()
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+        elif found.is_large:
+            await self._stream(store, found, answer, headers, send, retrieval)
+        else:
+            with self._service.limits.holding(answer.size):
+                content = await (store.read_stored(found) if answer.is_zstd else store.read(found))
+                retrieval.stop()
+                if answer.status == PARTIAL:
+                    content = content[answer.start : answer.end]
+                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                await _send_body(send, content, more=False)
+
+    async def _stream(
+        self,
+        store: Store,
+        found: FoundFile,
+        answer: Answer,
+        headers: list[Header],
+        send: Send,
+        retrieval: _Stopwatch,
+    ) -> None:
+        with self._service.limits.holding(min(answer.end - answer.start, STREAM_BYTES)):
+            async with store.open_range(found, answer.start, answer.end) as pieces:
+                piece = await anext(pieces, b"")
+                retrieval.stop()
+                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                while piece:
+                    await _send_body(send, piece, more=True)
+                    piece = await anext(pieces, b"")
+                await send({"type": "http.response.body", "body": b""})
+
+
+class _Stopwatch:
+    """The seconds since it was made, until it is stopped for the first time."""
+
+    __slots__ = ("_seconds", "_started")
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._seconds: float | None = None
+
+    def stop(self) -> None:
+        if self._seconds is None:
+            self._seconds = time.perf_counter() - self._started
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started if self._seconds is None else self._seconds
+
+
+async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
+    """Send a body, or a part of one with `more` to come, slice by slice."""
+    if len(body) <= SLICE_BYTES:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        return
+    for start in range(0, len(body), SLICE_BYTES):
+        end = start + SLICE_BYTES
+        await send({"type": "http.response.body", "body": body[start:end], "more_body": more or end < len(body)})
+        await asyncio.sleep(0)

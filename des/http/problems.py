@@ -76,11 +76,11 @@ def method_not_allowed(allowed: Sequence[str]) -> RefusedError:
     return RefusedError(Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"This resource answers only to {names}.", (allow,)))
 
 
-def unsatisfiable(size: int) -> RefusedError:
-    """Return the refusal of a range in which a file of `size` bytes has none (RFC 9110 section 15.5.17)."""
+def unsatisfiable(size: int) -> Problem:
+    """Return the answer to a range in which a file of `size` bytes has none (RFC 9110 section 15.5.17)."""
     content_range = (b"content-range", b"bytes */%d" % size)
     detail = f"The file has {size} bytes, and none of them lies in the range asked for."
-    return RefusedError(Problem(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail, (content_range,)))
+    return Problem(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail, (content_range,))
 
 
 def describe(error: Exception) -> Problem:

@@ -9,6 +9,7 @@ from des.http.limits import Limits
 from des.http.problems import overloaded
 
 if TYPE_CHECKING:
+    from des.errors import Status
     from des.settings import Settings
     from des.store import Store
 
@@ -50,7 +51,7 @@ class Service:
         """Serve from no store."""
         self._store = self._cache_meter = None
 
-    def retrieval_done(self, status: metrics.Status, seconds: float) -> None:
+    def retrieval_done(self, status: Status, seconds: float) -> None:
         """Count a retrieval, see `des.metrics.retrieval_done`, and what it did to the cache."""
         metrics.retrieval_done(self.store.backend, status, seconds)
         if self._cache_meter:

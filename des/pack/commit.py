@@ -25,52 +25,27 @@ import anyio
 
 from des.errors import (
     ConflictError,
-    CorruptShardError,
     LostHeadError,
     ObjectNotFoundError,
     SettingsError,
     StorageDeniedError,
     StorageError,
 )
-from des.shard.layout import COMMIT_LOG_LENGTH, ENTRY_BYTES, HEADER, NAME_BYTES, Entry, Identity, Kind, decode_header
-from des.shard.reading import Head, find_entry, parse_tail
+from des.shard.layout import COMMIT_LOG_LENGTH, NAME_BYTES, Identity
 from des.shard.tables import HeadTables
 from des.shard.writing import encode_head
 from des.storage.descriptor import require_descriptor
 from des.storage.protocol import IfAbsent, IfVersion
-from des.store.heads import named
+from des.store.heads import WholeHead, read_whole_head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from des.storage.protocol import Storage
 
-# A head of 2^22 files with all its tables is smaller than this.
-MAX_HEAD_BYTES = 512 << 20
 MAX_ATTEMPTS = 40
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class WholeHead:
-    """A verified head with all its entries: a base for writing.
-
-    Attributes:
-        identity: the shard.
-        tables: what it says besides its entries.
-        entries: all encoded entries, sorted by file_id.
-        version: the version of the object.
-    """
-
-    identity: Identity
-    tables: HeadTables
-    entries: memoryview
-    version: str
-
-    def find(self, file_id: bytes) -> Entry | None:
-        """Return the entry of a file, None where it has none."""
-        return find_entry(self.entries, file_id)
 
 
 Change = tuple[HeadTables, bytes]
@@ -92,41 +67,6 @@ def new_name() -> bytes:
 def now_microseconds() -> int:
     """Return the time in microseconds since 1970."""
     return time.time_ns() // 1000
-
-
-async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
-    """Read a head and verify all of it.
-
-    Raises:
-        ObjectNotFoundError: there is none.
-        CorruptShardError: any part of it is damaged, or it is another shard's.
-        UnsupportedFormatError: it uses features this release may not write.
-        StorageError: the storage is unwell.
-    """
-    key = identity.head_key
-    suffix = await storage.read_suffix(key, MAX_HEAD_BYTES)
-    if suffix is None or len(suffix.data) != suffix.total_size:
-        raise CorruptShardError(f"{key} is longer than any head.")
-    data = memoryview(suffix.data)
-    try:
-        if decode_header(data) != (identity, Kind.HEAD):
-            raise CorruptShardError("its header is another shard's.")
-        head = Head(parse_tail(data, suffix.total_size), identity)
-        head.check_structure()
-        head.check_writable()
-        for ref in head.directory.refs():
-            if ref.object_number:
-                raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")
-            page = data[ref.offset : ref.end]
-            ref.check(page)
-            if page[:16] != ref.first_key:
-                raise CorruptShardError("a page does not begin with its key.")
-    except CorruptShardError as error:
-        raise named(error, key) from error
-    entries = data[HEADER.size : head.tail.start]
-    if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
-        raise CorruptShardError(f"{key}: it does not count its entries right.")
-    return WholeHead(identity, head.tables, entries, suffix.version)
 
 
 async def open_shard(storage: Storage, identity: Identity) -> WholeHead:

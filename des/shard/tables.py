@@ -144,6 +144,8 @@ class HeadTables:
         """
         reader = _Reader(data)
         generation, lineage, files, deleted, raw_bytes, stored_bytes = reader.one(_HEAD)
+        if files + deleted > MAX_FILES:
+            raise CorruptShardError("a head has an impossible number of files.")
         refs = reader.many(_SEGMENT_REF, reader.count(2, MAX_SEGMENTS))
         if any(size > MAX_U48 for _, size, *_ in refs):
             raise CorruptShardError("a segment has an impossible size.")

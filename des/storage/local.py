@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import aiofiles.threadpool
 from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from des.errors import (
     ObjectNotFoundError,
@@ -76,6 +77,7 @@ class LocalStorage:
         # Calls that may wait for a lock have threads of their own, so that they take none from those that do not.
         self._locked_calls = CapacityLimiter(_LOCKED_CALLS)
         self._descriptors = DescriptorCache()
+        self._scratch = memoryview(bytearray(INLINE_BYTES))
 
     async def read_suffix(
         self,
@@ -106,7 +108,7 @@ class LocalStorage:
             self._descriptors.add(key, opened)
             return data
         if end - start <= INLINE_BYTES:
-            cached = descriptor.read_nowait(start, end)
+            cached = descriptor.read_nowait(start, end, self._scratch)
             if cached is not None:
                 return cached
         return await self._read(key, descriptor.read, start, end)
@@ -245,6 +247,7 @@ class LocalStorage:
     async def aclose(self) -> None:
         """Close the files that were kept open."""
         self._descriptors.clear()
+        await cancel_shielded_checkpoint()  # the event loop holds the last result, and with it a file, until its next turn
 
     async def _read(self, key: str, call: Callable[[*_Args], _T], *args: *_Args) -> _T:
         with self._translated(key, "read"):

@@ -206,4 +206,4 @@ def _load_session(profile: str | None) -> AioSession:
 
 
 def _tls_context(verify: str | None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=verify or get_cert_path(True))
+    return ssl.create_default_context(cafile=verify or get_cert_path(verify=True))

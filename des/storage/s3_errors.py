@@ -113,6 +113,7 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         retry_after: seconds the server asks to wait, 0.0 where it does not.
         timed_out: it took its whole time; such a retry costs more of the budget.
         status: of the reply, 0 where there was none.
+        refused: the credentials, or how they were used, were not accepted: another signature may be.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         retry_after: float = 0.0,
         timed_out: bool = False,
         status: int = 0,
+        refused: bool = False,
     ) -> None:
         """See the class."""
         super().__init__(str(error))
@@ -131,6 +133,11 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         self.retry_after = retry_after
         self.timed_out = timed_out
         self.status = status
+        self.refused = refused
+
+
+class RefusedError(Exception):
+    """A request was refused the way it was asked, and there is another way to ask: at once, and not as a retry."""
 
 
 def failure_of_reply(
@@ -153,12 +160,12 @@ def failure_of_reply(
     if status == HTTPStatus.NOT_FOUND:
         return _absent(code, subject)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} or code in _BAD_CREDENTIALS:
-        return Failure(_denied(code, message, subject), status=status)
+        return Failure(_denied(code, message, subject), status=status, refused=code != "InvalidObjectState")
     if code in _WRONG_REGION or status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.TEMPORARY_REDIRECT}:
         error = (
             f"bucket {subject.bucket!r} is not in the region that {subject.endpoint} was asked for; set DES_S3_REGION."
         )
-        return Failure(StorageUnavailableError(error), status=status)
+        return Failure(StorageUnavailableError(error), status=status, refused=True)
     transient = status in _PASSING_STATUSES or code in _PASSING_CODES
     what = f"{status} {code}".strip()
     error = f"{subject.endpoint} answered {what} for {subject}{_quoted(message)}."

@@ -11,6 +11,7 @@ from des.storage.opening import Target, open_storage, resolve_target
 from des.store.fileinfo import FileInfo, GetResult
 from des.store.found import FoundFile
 from des.store.store import ContentChangedError, Store
+from des.tasks import open_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,15 +39,8 @@ async def open_store(target: Target = None, *, settings: Settings | None = None)
     resolved = resolve_target(target, settings)
     storage = await open_storage(resolved)
     try:
-        raised: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            try:
-                yield Store(storage, resolved, tasks)
-            except Exception as error:  # noqa: BLE001 - raised again below, where no task group wraps it into a group
-                raised = error
-            tasks.cancel_scope.cancel()
-        if raised is not None:
-            raise raised
+        async with open_tasks() as tasks:
+            yield Store(storage, resolved, tasks)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()

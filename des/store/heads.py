@@ -1,4 +1,4 @@
-"""Reading a head: one suffix read for the tail, one more where the tail is longer than that."""
+"""Reading a head: its tail, in one suffix read or two, to look things up; or all of it, verified, as a base for writing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
-from des.shard.layout import TAIL_READ_BYTES, Entry, Identity
+from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
 from des.shard.reading import Head, PageRef, find_entry, parse_tail, tail_length
 
 if TYPE_CHECKING:
+    from des.shard.tables import HeadTables
     from des.storage.protocol import Storage
 
+# A head of 2^22 files with all its tables is smaller than this.
+MAX_HEAD_BYTES = 512 << 20
 _ATTEMPTS = 5
 _SEGMENT_OBJECT_BYTES = 400  # what a decoded row of the segment table takes in memory, about
 
@@ -133,3 +136,59 @@ async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes
     except CorruptShardError as error:
         raise named(error, key) from error
     return page
+
+
+@dataclass(frozen=True, slots=True)
+class WholeHead:
+    """A verified head with all its entries: a base for writing.
+
+    Attributes:
+        identity: the shard.
+        tables: what it says besides its entries.
+        entries: all encoded entries, sorted by file_id.
+        version: the version of the object.
+    """
+
+    identity: Identity
+    tables: HeadTables
+    entries: memoryview
+    version: str
+
+    def find(self, file_id: bytes) -> Entry | None:
+        """Return the entry of a file, None where it has none."""
+        return find_entry(self.entries, file_id)
+
+
+async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
+    """Read a head and verify all of it.
+
+    Raises:
+        ObjectNotFoundError: there is none.
+        CorruptShardError: any part of it is damaged, or it is another shard's.
+        UnsupportedFormatError: it uses features this release may not write.
+        StorageError: the storage is unwell.
+    """
+    key = identity.head_key
+    suffix = await storage.read_suffix(key, MAX_HEAD_BYTES)
+    if suffix is None or len(suffix.data) != suffix.total_size:
+        raise CorruptShardError(f"{key} is longer than any head.")
+    data = memoryview(suffix.data)
+    try:
+        if decode_header(data) != (identity, Kind.HEAD):
+            raise CorruptShardError("its header is another shard's.")
+        head = Head(parse_tail(data, suffix.total_size), identity)
+        head.check_structure()
+        head.check_writable()
+        for ref in head.directory.refs():
+            if ref.object_number:
+                raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")
+            page = data[ref.offset : ref.end]
+            ref.check(page)
+            if page[:16] != ref.first_key:
+                raise CorruptShardError("a page does not begin with its key.")
+    except CorruptShardError as error:
+        raise named(error, key) from error
+    entries = data[HEADER.size : head.tail.start]
+    if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
+        raise CorruptShardError(f"{key}: it does not count its entries right.")
+    return WholeHead(identity, head.tables, entries, suffix.version)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from des.errors import ObjectNotFoundError, PreconditionFailedError
@@ -149,10 +150,14 @@ class StorageContract:
 
     async def test_stream_passes_on_the_error_of_its_user(self, storage: Storage) -> None:
         await storage.put(KEY, content(1000), Overwrite())
-        with pytest.raises(ConnectionResetError):
+
+        async def send_to_nobody() -> None:
             async with storage.stream_range(KEY, 0, 1000) as pieces:
                 async for _ in pieces:
                     raise ConnectionResetError
+
+        with pytest.raises(ConnectionResetError):
+            await send_to_nobody()
 
     # What is not there
 
@@ -330,10 +335,13 @@ class StorageContract:
 
     @pytest.mark.parametrize("size", [10, 6 * MIB])
     async def test_writer_that_fails_leaves_nothing(self, storage: Storage, size: int) -> None:
-        with pytest.raises(ZeroDivisionError):
+        async def fail_midway() -> None:
             async with storage.open_writer(KEY) as writer:
                 await writer.write(content(size))
                 raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail_midway()
         await self.assert_empty(storage)
 
     async def test_writer_passes_on_the_error_of_its_user(self, storage: Storage) -> None:

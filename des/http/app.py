@@ -1,0 +1,132 @@
+"""The application: routes, and the store they answer from.
+
+Probes and metrics do not depend on the store and are not limited, so that a service that is busy, or waits for its store to be
+made, still says so. Without a descriptor it starts: `/health` is 200, `/files` and `/ready` say what is missing.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
+
+from des import metrics
+from des.http.addressing import path_below_files, raw_path
+from des.http.exchange import ExchangeMiddleware
+from des.http.files import FileEndpoint
+from des.http.limits import RequestLimit
+from des.http.problems import Problem, RefusedError, method_not_allowed, overloaded
+from des.http.service import Service
+from des.storage.opening import resolve_target
+from des.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+    from des.settings import Settings
+    from des.storage.opening import Target
+    from des.store import Store
+
+_NOT_CACHED = {"Cache-Control": "no-store"}
+
+
+def create_app(target: Target = None, *, settings: Settings | None = None) -> Starlette:
+    """Return the service as an ASGI application for any server.
+
+    Args:
+        target: a directory, an `s3://bucket/prefix` address, settings, or None for the environment (read at the call).
+        settings: what else holds; the environment where None.
+
+    Raises:
+        SettingsError: a setting or the address is wrong.
+    """
+    resolved = resolve_target(target, settings)
+    return build_app(resolved, lambda: open_store(resolved))
+
+
+def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextManager[Store]]) -> Starlette:
+    """Return the service over a store that is opened when the server starts and closed when it ends.
+
+    Args:
+        settings: limits, times and headers.
+        open_it: opens the store.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    metrics.activate()
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with open_it() as store:
+            service.attach(store)
+            try:
+                yield
+            finally:
+                service.detach()
+
+    limited = [Middleware(RequestLimit, service.limits)]
+    probes = _Probes(service)
+    app = Starlette(
+        routes=[
+            _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
+            Route("/health", probes.health, methods=["GET"]),
+            Route("/ready", probes.ready, methods=["GET"]),
+            Route("/metrics", _metrics, methods=["GET"]),
+        ],
+        middleware=[Middleware(ExchangeMiddleware, service)],
+        exception_handlers={HTTPException: _refuse},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+class _FilesRoute(Route):
+    """Both spellings of `/files`, matched on the raw path: the decoded one is not the uid, and a line break in it matches nothing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and path_below_files(raw_path(scope)) is not None:
+            return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
+        return Match.NONE, {}
+
+
+class _Probes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, _request: Request) -> Response:
+        """Say that the process answers; depends on nothing."""
+        return JSONResponse({"status": "ok"}, headers=_NOT_CACHED)
+
+    async def ready(self, _request: Request) -> Response:
+        """Say that files can be served."""
+        if self._service.draining:
+            raise overloaded("The service is ending.")
+        await self._service.store.check()
+        return JSONResponse({"status": "ok", "zones": {}}, headers=_NOT_CACHED)
+
+
+async def _metrics(_request: Request) -> Response:
+    body = await anyio.to_thread.run_sync(metrics.exposition)
+    return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
+
+
+async def _refuse(_request: Request, error: Any) -> NoReturn:  # noqa: ANN401 - Starlette hands in what it was registered for
+    """Turn what Starlette's routing raises into a refusal of ours; the exchange answers with its problem."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        raise method_not_allowed(sorted(error.headers["Allow"].split(", "))) from error
+    raise RefusedError(Problem(error.status_code, "There is nothing at this path.")) from error

@@ -1,0 +1,173 @@
+"""`des serve`: the listening socket, and the processes that answer on it.
+
+One worker runs in this process. Several are processes of their own that share the socket and count into one place, so that
+a scrape of any sees all; one that dies is replaced, unless it dies at once. Told to end, they drain (see `worker`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING
+
+from des import metrics
+from des.errors import DESError, SettingsError, StorageUnavailableError
+from des.http.app import create_app
+from des.http.logs import configure_logging
+from des.http.worker import BACKLOG, run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.context import SpawnProcess
+    from types import FrameType
+
+    from des.settings import Settings
+
+EARLY_DEATH = 5.0
+
+_log = logging.getLogger(__name__)
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def serve(settings: Settings) -> None:
+    """Serve a store over HTTP until SIGTERM or SIGINT.
+
+    Says on stderr where it serves, once it listens: port 0 means any free port.
+
+    Args:
+        settings: all of it.
+
+    Raises:
+        SettingsError: a setting is wrong, or the address cannot be listened on.
+        StorageError: the storage cannot be opened, or the workers die as they start.
+    """
+    configure_logging(settings)
+    app = create_app(settings)
+    with _listening_socket(settings.http_host, settings.http_port) as listener:
+        _say(f"serving {_place(settings)} on {_url(listener)}")
+        _say("access control is off: whoever reaches this address can read every file.")
+        if settings.http_workers == 1:
+            run_worker(app, listener, settings)
+        else:
+            with tempfile.TemporaryDirectory(prefix="des-metrics-") as directory:
+                metrics.share_between_processes(directory)
+                _Workers(settings, listener).run()
+
+
+class _Workers:
+    """The worker processes, and this process over them."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings, self._listener = settings, listener
+        self._workers: dict[int, tuple[SpawnProcess, float]] = {}
+        self._ending = False
+
+    def run(self) -> None:
+        for _ in range(self._settings.http_workers):
+            self._start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        while self._workers:
+            wait([process.sentinel for process, _ in self._workers.values()])
+            for process, started in list(self._workers.values()):
+                if process.exitcode is not None:
+                    self._replace(process, started)
+
+    def _start(self) -> None:
+        # A worker being born must not die of the Ctrl-C that is meant for all; later it has a handler.
+        with _ignored(signal.SIGINT):
+            process = _SPAWN.Process(target=_worker, args=(self._settings, self._listener))
+            process.start()
+        self._workers[process.pid or 0] = process, time.monotonic()
+
+    def _replace(self, process: SpawnProcess, started: float) -> None:
+        pid = process.pid or 0
+        process.join()
+        del self._workers[pid]
+        metrics.process_ended(pid)
+        if self._ending:
+            return
+        if time.monotonic() - started < EARLY_DEATH:
+            self._end(signal.SIGTERM, None)
+            raise StorageUnavailableError("the workers die as they start; their log says why.")
+        _log.error("worker %d ended with status %s: another one takes its place.", pid, process.exitcode)
+        self._start()
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        self._ending = True
+        self._listener.close()  # else the system would go on accepting for nobody
+        for process, _ in self._workers.values():
+            process.terminate()
+
+
+def _worker(settings: Settings, listener: socket.socket) -> None:
+    configure_logging(settings)
+    try:
+        run_worker(create_app(settings), listener, settings)
+    except DESError as error:
+        _log.error("%s", error)
+        sys.exit(error.exit_status)
+
+
+@contextmanager
+def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingsError(f"DES_HTTP_HOST is {host!r}, which is no address: {error.strerror}.") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise SettingsError(_why_not(error, host, port)) from error
+        listener.settimeout(0)
+        yield listener
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use; choose another with --port or DES_HTTP_PORT, or 0 for any free one."
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be used by this user; choose one above 1023 with --port or DES_HTTP_PORT."
+    return f"cannot listen on port {port} of {host}: {os.strerror(error.errno or 0)}."
+
+
+@contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _place(settings: Settings) -> str:
+    if settings.backend == "local":
+        return str(settings.base_dir)
+    if settings.backend == "s3":
+        return f"s3://{settings.s3_bucket}/{settings.s3_prefix}".rstrip("/")
+    return str(settings.zones_config)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"des: {sentence}\n")
+    sys.stderr.flush()

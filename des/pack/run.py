@@ -1,0 +1,162 @@
+"""A run of the packer: manifests → plan → shards, several at once.
+
+Nothing is written before every manifest was read to its end. A shard that cannot be packed fails with its files and the others go on;
+trouble of the storage stops the run, because it would hit every shard: what is done stays done, and the same command again skips it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from des.errors import SettingsError
+from des.pack.encoding import BATCH_BYTES
+from des.pack.manifest import BadRow, ManifestRow, read_manifest
+from des.pack.packer import Options, Workshop, pack_shard
+from des.pack.plan import Plan, PlannedShard
+from des.pack.report import Failure, Report
+from des.shard.chunking import LARGE_BYTES
+from des.shard.layout import Identity
+from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
+from des.store.cache import ByteLRU
+from des.store.catalogs import CatalogReader
+from des.tasks import run_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from des.pack.decisions import OnConflict
+    from des.shard.codecs import Compression
+    from des.storage.protocol import Storage
+
+SHARDS_AT_ONCE = 4
+_PLAN_ROWS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class PackJob:
+    """What to pack, and how.
+
+    Attributes:
+        manifests: files to read, one after another; their rows are numbered on.
+        compression: codec, level, dictionary.
+        on_conflict: what to do where another file holds a uid and day.
+        n_bits: for a new store, or None; must be the store's own otherwise.
+        max_segment_bytes: segments are closed before they grow past this.
+        memory: bytes the run may take for what it holds.
+        threads: worker threads for reading and compressing.
+        single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
+    """
+
+    manifests: Sequence[Path]
+    compression: Compression
+    on_conflict: OnConflict
+    n_bits: int | None
+    max_segment_bytes: int
+    memory: int
+    threads: int
+    single_writer: bool = False
+
+
+class Progress:
+    """Where a run stands, for whoever shows it; this one shows nothing."""
+
+    def planned(self, rows: int) -> None:
+        """`rows` rows of the manifests were read so far."""
+
+    def begin(self, rows: int) -> None:
+        """The plan is complete: `rows` files are to be packed."""
+
+    def advance(self, files: int) -> None:
+        """`files` more were read and written or found to be there."""
+
+
+async def pack(storage: Storage, job: PackJob, report: Report, progress: Progress) -> None:
+    """Pack manifests into a store; the outcome is in `report`, also where this raises.
+
+    Raises:
+        ManifestError: a manifest cannot be read; nothing was written.
+        SettingsError: the settings contradict the store or the storage; nothing was written.
+        StorageError: the storage is unwell; what was acknowledged before stays.
+    """
+    started = time.monotonic()
+    try:
+        known = await read_descriptor(storage)
+        if known is not None:
+            known.check_n_bits(job.n_bits)
+        expected = known or Descriptor.new(DEFAULT_N_BITS if job.n_bits is None else job.n_bits)
+        with Plan(expected) as plan:
+            shards = await anyio.to_thread.run_sync(_fill, plan, job.manifests, report, progress)
+            if shards:
+                descriptor = await _open_for_writing(storage, job, expected)
+                progress.begin(sum(shard.rows for shard in shards))
+                await _pack_shards(storage, job, plan, descriptor, shards, report, progress)
+    finally:
+        report.seconds = round(time.monotonic() - started, 3)
+
+
+def _fill(plan: Plan, manifests: Sequence[Path], report: Report, progress: Progress) -> list[PlannedShard]:
+    """Read all manifests into the plan; bad rows are reported once all are known to be readable."""
+    bad: list[BadRow] = []
+    first = 1
+    for path in manifests:
+        rows = read_manifest(path, first)
+        while chunk := list(islice(rows, _PLAN_ROWS)):
+            plan.add(row for row in chunk if isinstance(row, ManifestRow))
+            bad += [row for row in chunk if isinstance(row, BadRow)]
+            first += len(chunk)
+            progress.planned(first - 1)
+    report.files = first - 1
+    for row in bad:
+        report.fail(Failure.of_bad_row(row))
+    return plan.finish()
+
+
+async def _open_for_writing(storage: Storage, job: PackJob, expected: Descriptor) -> Descriptor:
+    descriptor = await ensure_descriptor(storage, job.n_bits)
+    if descriptor.epochs != expected.epochs or descriptor.index_range != expected.index_range:
+        raise SettingsError("the store's n_bits changed while the manifest was read; run again.")
+    if not job.single_writer:
+        await storage.check_conditional_writes(DESCRIPTOR_KEY)
+    return descriptor
+
+
+async def _pack_shards(
+    storage: Storage,
+    job: PackJob,
+    plan: Plan,
+    descriptor: Descriptor,
+    shards: Sequence[PlannedShard],
+    report: Report,
+    progress: Progress,
+) -> None:
+    options = Options(
+        compression=job.compression,
+        on_conflict=job.on_conflict,
+        max_segment_bytes=job.max_segment_bytes,
+        max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
+    )
+    workshop = Workshop(
+        storage=storage,
+        plan=plan,
+        options=options,
+        catalogs=CatalogReader(storage, ByteLRU(job.memory // 8)),
+        threads=job.threads,
+        batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
+        advance=progress.advance,
+    )
+
+    async def pack_one(shard: PlannedShard) -> None:
+        identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
+        report.shards += 1
+        async for outcome in pack_shard(workshop, identity, shard):
+            report.take(outcome.tally)
+            report.segments += outcome.segments
+            report.objects_written += outcome.segments + outcome.heads
+
+    await run_all(pack_one, shards, SHARDS_AT_ONCE)

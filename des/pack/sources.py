@@ -1,0 +1,106 @@
+"""Sources: the files a manifest names, read whole when small, piece by piece when large."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import aiofiles
+import anyio.to_thread
+
+from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES
+from des.shard.layout import MAX_FILE_BYTES, NAME_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from des.pack.plan import PlannedRow
+
+# A large source is read in pieces of whole chunks; one thread hop then serves several of them.
+PIECE_BYTES = 4 * CHUNK_BYTES
+
+
+class SourceError(Exception):
+    """A source cannot be packed; the sentence says why. One file's trouble, reported by row."""
+
+
+def read_small(row: PlannedRow) -> bytes | int:
+    """Read a source in the calling thread.
+
+    Returns:
+        Its content, or, for one larger than 1 MiB, its size in bytes.
+
+    Raises:
+        SourceError: missing, unreadable, no regular file, or not of the size it should have.
+    """
+    try:
+        # Non-blocking, because opening a named pipe would wait for its writer; it means nothing for a regular file.
+        descriptor = os.open(row.source_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"the source cannot be opened: {error.strerror}.") from error
+    except ValueError as error:
+        raise SourceError(f"the source's path cannot be used: {error}.") from error
+    try:
+        size = _checked_size(row, os.fstat(descriptor))
+        if size > LARGE_BYTES:
+            return size
+        content = os.read(descriptor, size + 1)
+        while len(content) < size:
+            more = os.read(descriptor, size + 1 - len(content))
+            if not more:
+                break
+            content += more
+    except OSError as error:
+        raise SourceError(f"the source cannot be read: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+    if len(content) != size:
+        raise SourceError(f"the source changed while it was read (it had {size} bytes).")
+    return content
+
+
+def _checked_size(row: PlannedRow, status: os.stat_result) -> int:
+    if stat.S_ISDIR(status.st_mode):
+        raise SourceError("the source is a directory.")
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("the source is not a regular file.")
+    if row.size_bytes is not None and row.size_bytes != status.st_size:
+        raise SourceError(f"the source has {status.st_size} bytes, but size_bytes says {row.size_bytes}.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise SourceError(f"the source has {status.st_size} bytes; a file may have at most {MAX_FILE_BYTES}.")
+    return status.st_size
+
+
+async def read_large(row: PlannedRow, size: int) -> AsyncIterator[bytes]:
+    """Read a large source in pieces of whole chunks.
+
+    Raises:
+        SourceError: it cannot be read, or does not have `size` bytes any more.
+    """
+    left = size
+    try:
+        async with aiofiles.open(row.source_path, "rb") as file:
+            while left:
+                piece = await file.read(min(PIECE_BYTES, left))
+                if len(piece) != min(PIECE_BYTES, left):
+                    raise SourceError(f"the source became shorter while it was read (it had {size} bytes).")
+                left -= len(piece)
+                yield piece
+            if await file.read(1):
+                raise SourceError(f"the source became longer while it was read (it had {size} bytes).")
+    except OSError as error:
+        raise SourceError(f"the source cannot be read: {error.strerror}.") from error
+
+
+async def hash_large(row: PlannedRow, size: int) -> bytes:
+    """Return SHA-256[:16] of a large source.
+
+    Raises:
+        SourceError: as for `read_large`.
+    """
+    digest = hashlib.sha256()
+    async for piece in read_large(row, size):
+        await anyio.to_thread.run_sync(digest.update, piece)
+    return digest.digest()[:NAME_BYTES]

@@ -1,0 +1,223 @@
+"""Writing a large object to S3 in parts.
+
+- Parts are uploaded while the next ones are written: no more than `MAX_IN_FLIGHT` bytes of them at once, or one part where that is larger, and
+  each retried by itself.
+- Parts begin at 8 MiB and double every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts. (Stores that want
+  all parts equal, such as Cloudflare R2, take what fits into the first 1,000: 7.8 GiB.)
+- What fits into one part becomes one plain PUT.
+- A writer that fails or is cancelled aborts its upload, shielded and bounded in time. An upload that could not be aborted holds storage until the
+  bucket's lifecycle rule for incomplete uploads ends it; it is never listed.
+- A completion whose outcome is unknown is settled by a look at the object: only this writer knows its name.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from des.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from anyio.abc import TaskGroup
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+    from des.storage.protocol import ObjectWriter
+    from des.storage.s3_requests import Requests
+
+FIRST_PART_BYTES = 8 * 1024 * 1024
+PARTS_PER_SIZE = 1000
+MAX_IN_FLIGHT = 4 * FIRST_PART_BYTES
+
+_COMPLETION_SECONDS = 120.0  # S3 documents "several minutes" for the largest objects
+_ABORT_SECONDS = 10.0
+# aiohttp warns of larger bodies that are plain bytes, because it sends them in one piece.
+_PLAIN_BODY_BYTES = 1024 * 1024
+_log = logging.getLogger(__name__)
+
+
+def part_size(number: int) -> int:
+    """Return the bytes of part `number`, from 1."""
+    return FIRST_PART_BYTES << ((number - 1) // PARTS_PER_SIZE)
+
+
+def body_of(data: bytes) -> bytes | io.BytesIO:
+    """Return data as a request body; made anew for every attempt, because sending consumes it."""
+    return data if len(data) <= _PLAIN_BODY_BYTES else io.BytesIO(data)
+
+
+@asynccontextmanager
+async def open_upload(requests: Requests, key: str, options: dict[str, Any]) -> AsyncGenerator[ObjectWriter, None]:
+    """Open a writer of an object.
+
+    Args:
+        requests: of the place.
+        key: relative to the place.
+        options: parameters that creating the object takes: encryption, storage class.
+
+    Raises:
+        StorageError: the object will not be.
+    """
+    upload = _Upload(requests, key, options)
+    stopped: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            upload.tasks = tasks
+            try:
+                yield upload
+                await upload.flush()
+            except BaseException as error:  # noqa: BLE001 - raised below, as itself and not in a group
+                stopped = error
+                tasks.cancel_scope.cancel()
+        if stopped is not None:
+            raise stopped
+        await upload.complete()
+    except BaseException:
+        await upload.abort()
+        raise
+
+
+class _Upload:
+    """An object under way. Implements `ObjectWriter`."""
+
+    tasks: TaskGroup
+
+    def __init__(self, requests: Requests, key: str, options: dict[str, Any]) -> None:
+        self._requests = requests
+        self._subject = requests.subject(key, "write")
+        self._options = options
+        self._payer: dict[str, Any] = requests.payer
+        self._chunks: list[memoryview] = []
+        self._buffered = 0
+        self._total = 0
+        self._id = ""
+        self._parts: dict[int, str] = {}
+        self._started = 0
+        self._in_flight = 0
+        self._landed = anyio.Event()
+        self._error: StorageError | None = None
+
+    async def write(self, data: bytes) -> None:
+        """See `ObjectWriter`."""
+        view = memoryview(data)
+        while view:
+            self._check()
+            room = part_size(self._started + 1) - self._buffered
+            self._chunks.append(view[:room])
+            self._buffered += len(self._chunks[-1])
+            self._total += len(self._chunks[-1])
+            view = view[room:]
+            if self._buffered == part_size(self._started + 1):
+                await self._start_part()
+
+    async def flush(self) -> None:
+        """Send what is left, where there are parts before it."""
+        self._check()
+        if self._id and self._buffered:
+            await self._start_part()
+
+    async def complete(self) -> None:
+        """Make the object of its parts."""
+        self._check()
+        client = self._requests.endpoint.client
+        where = self._where
+        if not self._id:
+            data = self._take()
+            await self._requests.call(
+                "put",
+                self._subject,
+                lambda: client.put_object(**where, Body=body_of(data), **self._options),
+                size=len(data),
+            )
+            return
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": number, "ETag": etag} for number, etag in sorted(self._parts.items())
+        ]
+        try:
+            await self._requests.call(
+                "complete_upload",
+                self._subject,
+                lambda: client.complete_multipart_upload(**where, UploadId=self._id, MultipartUpload={"Parts": parts}),
+                extra=_COMPLETION_SECONDS,
+            )
+        except StorageError:
+            if not await self._is_there():
+                raise
+
+    async def abort(self) -> None:
+        """Drop the parts that S3 holds."""
+        if not self._id:
+            return
+        client = self._requests.endpoint.client
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _ABORT_SECONDS) as scope:
+            try:
+                await self._requests.call(
+                    "abort_upload",
+                    self._subject,
+                    lambda: client.abort_multipart_upload(**self._where, UploadId=self._id),
+                )
+            except StorageError as error:
+                _log.warning("the parts of %s could not be dropped (%s).", self._subject, error)
+        if scope.cancelled_caught:
+            _log.warning("the parts of %s could not be dropped in time.", self._subject)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"Bucket": self._subject.bucket, "Key": self._subject.key, **self._payer}
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _take(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        return data
+
+    async def _start_part(self) -> None:
+        client = self._requests.endpoint.client
+        if not self._id:
+            made = await self._requests.call(
+                "create_upload",
+                self._subject,
+                lambda: client.create_multipart_upload(**self._where, **self._options),
+            )
+            self._id = made["UploadId"]
+        while self._in_flight and self._in_flight + self._buffered > MAX_IN_FLIGHT:
+            self._landed = anyio.Event()
+            await self._landed.wait()
+        self._check()
+        self._started += 1
+        data = self._take()
+        self._in_flight += len(data)
+        self.tasks.start_soon(self._upload_part, self._started, data)
+
+    async def _upload_part(self, number: int, data: bytes) -> None:
+        client = self._requests.endpoint.client
+        try:
+            done = await self._requests.call(
+                "upload_part",
+                self._subject,
+                lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=body_of(data)),
+                size=len(data),
+            )
+            self._parts[number] = done["ETag"]
+        except StorageError as error:
+            self._error = self._error or error
+        finally:
+            self._in_flight -= len(data)
+            self._landed.set()
+
+    async def _is_there(self) -> bool:
+        client = self._requests.endpoint.client
+        try:
+            found = await self._requests.call("head", self._subject, lambda: client.head_object(**self._where))
+        except StorageError:
+            return False
+        return found["ContentLength"] == self._total

@@ -1,0 +1,60 @@
+"""The fixtures of S3 tests.
+
+A test module asks for them with `pytest_plugins = ["tests.servers.fixtures"]`, or the top conftest does so for all.
+
+    async def test_something(seaweedfs: S3Server, bucket: str) -> None:
+        storage = await open_s3(seaweedfs.config(bucket, prefix="a/b"))
+
+    async def test_trouble(fault_proxy: FaultProxy, bucket: str) -> None:
+        storage = await open_s3(fault_proxy.config(bucket))
+        with fault_proxy.fault(Cut(after=1000), method="GET", key="x.des") as fault: ...
+        assert fault.fired
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers.fault_proxy import FaultProxy
+from tests.servers.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server, run_moto, run_seaweedfs
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """SeaweedFS, one for the session (and for each of xdist's workers)."""
+    with run_seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """moto's server, one for the session (and for each of xdist's workers)."""
+    with run_moto() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_credentials(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the credentials of the servers in the environment, where the AWS chain finds them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
+@pytest.fixture
+def bucket(seaweedfs: S3Server, s3_credentials: None) -> Iterator[str]:
+    """A new bucket on SeaweedFS, with the credentials for it."""
+    name = seaweedfs.make_bucket()
+    yield name
+    seaweedfs.drop_bucket(name)
+
+
+@pytest.fixture
+async def fault_proxy(seaweedfs: S3Server) -> AsyncIterator[FaultProxy]:
+    """A proxy before SeaweedFS that counts requests and does harm where it is told to."""
+    async with FaultProxy.before(seaweedfs) as proxy:
+        yield proxy
