@@ -4,37 +4,43 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
 .PHONY: help demo test check fmt bench serve clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml deploy/constraints.txt
+$(RUNTIME): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]'
+	$(PIP) -e .
 	@touch $@
 
-demo: $(READY) ## Pack real files, get one back by CLI and HTTP, compare
-	@bash deploy/demo.sh $(BIN)
+$(DEV): $(RUNTIME)
+	$(PIP) -e '.[dev]'
+	@touch $@
 
-test: $(READY) ## Run the whole test suite
+demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
+	@$(BIN)/python deploy/demo.py
+
+test: $(DEV) ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto
 
-check: $(READY) ## Lint, formatting and types
+check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fmt: $(READY) ## Format, and mend what the linter can mend
+fmt: $(DEV) ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Run the benchmarks and print their tables
+bench: $(DEV) ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
 
-serve: $(READY) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
+serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
 	$(BIN)/des serve
 
 clean: ## Remove what the verbs above made

@@ -143,16 +143,24 @@ class WholeHead:
     """A verified head with all its entries: a base for writing.
 
     Attributes:
-        identity: the shard.
-        tables: what it says besides its entries.
+        head: its parsed tail.
         entries: all encoded entries, sorted by file_id.
         version: the version of the object.
     """
 
-    identity: Identity
-    tables: HeadTables
+    head: Head
     entries: memoryview
     version: str
+
+    @property
+    def identity(self) -> Identity:
+        """The shard."""
+        return self.head.identity
+
+    @property
+    def tables(self) -> HeadTables:
+        """What it says besides its entries."""
+        return self.head.tables
 
     def find(self, file_id: bytes) -> Entry | None:
         """Return the entry of a file, None where it has none."""
@@ -184,11 +192,13 @@ async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
                 raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")
             page = data[ref.offset : ref.end]
             ref.check(page)
-            if page[:16] != ref.first_key:
-                raise CorruptShardError("a page does not begin with its key.")
+            if page[:16] != ref.first_key or ref.length != ref.items * ENTRY_BYTES:
+                raise CorruptShardError(
+                    "a page does not begin with its key, or does not hold as many entries as it says."
+                )
     except CorruptShardError as error:
         raise named(error, key) from error
     entries = data[HEADER.size : head.tail.start]
     if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
         raise CorruptShardError(f"{key}: it does not count its entries right.")
-    return WholeHead(identity, head.tables, entries, suffix.version)
+    return WholeHead(head, entries, suffix.version)

@@ -238,6 +238,10 @@ def check_head_fully(data: bytes, identity: Identity = IDENTITY) -> bytes:
     return b"".join(pages)
 
 
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry.offset, entry.stored_size  # an empty payload has the offset of the next
+
+
 def check_segment_fully(data: bytes, identity: Identity = IDENTITY) -> None:
     """Check every byte of a segment: its index, its dictionary, and every payload down to its content.
 
@@ -253,7 +257,7 @@ def check_segment_fully(data: bytes, identity: Identity = IDENTITY) -> None:
         read_dictionary(data, place)
         position += place.length
     rows = read_rows(data, identity)
-    for entry in sorted((row.entry for row in rows if not row.entry.deleted), key=lambda entry: entry.offset):
+    for entry in sorted((row.entry for row in rows if not row.entry.deleted), key=_place):
         check_sizes(entry)
         if entry.offset != position:
             raise CorruptShardError("the payloads of a segment do not follow each other.")

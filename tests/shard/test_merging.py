@@ -74,7 +74,7 @@ def test_against_a_dict(rng: random.Random, commits: int, universe: int) -> None
     keys = [rng.randbytes(1) * 15 + bytes([n]) for n in range(universe)]
     tables, encoded, model = EMPTY, b"", Model()
     for _ in range(commits):
-        additions = []
+        additions: list[Addition] = []
         free = set(keys)
         for _ in range(rng.randrange(3)):
             chosen = rng.sample(sorted(free), rng.randint(0, len(free)))

@@ -1,0 +1,290 @@
+"""Verification: reads a store and finds all damage.
+
+Rules:
+
+1. *Damage* is whatever makes, or may make, a live file unreadable or wrong, or would mislead `des repair`: a head, tail, catalog, dictionary or live
+   payload that is not what its checksums and its counterpart say, a segment that is missing, a head that is lost. What nobody needs is listed apart:
+   damaged payloads that no head points at any more, orphans (segments no head lists), condemned segments, leftovers (objects that are no part of a shard).
+2. Verification reads on after damage, so that one run names all of it. Where a head is damaged or lost, its segments are checked all the same, for they
+   are what it is repaired from; every row of them counts as live then.
+3. Writers may go on meanwhile. A head is read before its segments are listed, so a segment that comes later is an orphan at most; where one turns out
+   missing and the head was replaced since, the shard is verified again.
+4. Trouble of the storage is not damage: it ends the verification.
+5. Memory is bounded: shards, segments and requests at once are limited, payloads go through in pieces, and of big heads only one is held at a time.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from des.errors import CorruptShardError, ObjectNotFoundError, StorageUnavailableError, UnsupportedFormatError
+from des.routing import parse_day
+from des.shard.layout import NAME_BYTES, Identity
+from des.storage.wrapper import StorageWrapper
+from des.store.checking import Flaw, Sampling, check_head
+from des.store.findings import CondemnedSegment, Damage, Progress, VerifyReport
+from des.store.heads import read_whole_head
+from des.store.listing import days_of
+from des.store.segment_check import READS_AT_ONCE, Listing, SegmentCheck, Tools, sentence_of
+from des.tasks import run_all
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from des.storage.descriptor import Descriptor
+    from des.storage.protocol import ObjectInfo, Storage
+    from des.storage.wrapper import Call, Tally
+    from des.store.heads import WholeHead
+    from des.store.store import Store
+
+__all__ = ["CondemnedSegment", "Damage", "Progress", "Sampling", "VerifyReport", "verify"]
+
+SHARDS_AT_ONCE = 4
+SEGMENTS_AT_ONCE = 4
+BIG_HEAD_BYTES = 16 << 20
+_ATTEMPTS = 5
+
+
+async def verify(
+    store: Store,
+    days: Iterable[str] | None = None,
+    *,
+    since: str | None = None,
+    sampling: Sampling | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Read days of a store and check everything in them.
+
+    Args:
+        store: the store.
+        days: YYYYMMDD or YYYY-MM-DD; None: all that have shards.
+        since: with `days` None, only from this day on.
+        sampling: which payloads to read; all where None.
+        progress: is told how far it is.
+
+    Returns:
+        What was found, in the order of the keys.
+
+    Raises:
+        InvalidRequestError: an impossible day.
+        SettingsError: there is no store, or it contradicts the settings.
+        UnsupportedFormatError: a part of it is of a newer format: nothing can be said of that.
+        StorageError: the storage is unwell.
+    """
+    descriptor = await store.index.descriptor()
+    if days is None:
+        first = "" if since is None else parse_day(since)
+        chosen = [day for day in await days_of(store.storage) if day >= first]
+    else:
+        chosen = sorted({parse_day(day) for day in days})
+    progress = progress or Progress()
+    total = VerifyReport(days=len(chosen))
+    storage = _Counting(store.storage, progress)
+    shards: list[_Shard] = []
+    for day in chosen:
+        shards += await _survey(storage, descriptor, day, total)
+    progress.found(len(shards))
+    verifier = _Verifier(Tools(storage, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()))
+
+    async def verify_one(shard: _Shard) -> None:
+        report = await verifier.verify_shard(shard)
+        progress.verified(report)
+        total.add(report)
+
+    await run_all(verify_one, shards, SHARDS_AT_ONCE)
+    total.bytes_read = storage.bytes_read
+    total.damage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
+    total.garbage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
+    for listed in (total.orphans, total.condemned, total.leftovers):
+        listed.sort(key=lambda one: one.key)
+    return total
+
+
+class _Counting(StorageWrapper):
+    """Counts the bytes read."""
+
+    def __init__(self, inner: Storage, progress: Progress) -> None:
+        super().__init__(inner)
+        self.bytes_read = 0
+        self._progress = progress
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[Tally]:
+        async with super().around(call) as tally:
+            yield tally
+        self.bytes_read += tally.size
+        self._progress.read(tally.size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    identity: Identity
+    head_bytes: int
+
+
+async def _survey(storage: Storage, descriptor: Descriptor, day: str, report: VerifyReport) -> list[_Shard]:
+    """Find the shards of a day: by their heads, and by their segments where a head is lost."""
+    level = await storage.list_level(f"{day}/")
+    shards: dict[int, _Shard] = {}
+    for info in level.objects:
+        identity = _identity(descriptor, day, info.key.removeprefix(f"{day}/").removesuffix(".des"))
+        if identity is not None and identity.head_key == info.key:
+            shards[identity.shard_index] = _Shard(identity, info.size)
+        elif info.key.endswith(".des"):
+            sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
+            report.damage.append(Damage(info.key, None, sentence))
+        else:
+            report.leftovers.append(info)
+    for prefix in level.prefixes:
+        identity = _identity(descriptor, day, prefix.removeprefix(f"{day}/").rstrip("/"))
+        if identity is not None:
+            shards.setdefault(identity.shard_index, _Shard(identity, 0))
+        else:
+            report.leftovers += [info async for info in storage.list(prefix)]
+    return [shards[index] for index in sorted(shards)]
+
+
+def _identity(descriptor: Descriptor, day: str, digits: str) -> Identity | None:
+    n_bits = descriptor.n_bits_on(day)
+    try:
+        index = int(digits, 16)
+    except ValueError:
+        return None
+    if not 0 <= index < 1 << n_bits:
+        return None
+    identity = Identity(descriptor.store_id, day, n_bits, index)
+    return identity if identity.shard_hex == digits else None
+
+
+class _Verifier:
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._big_heads = anyio.Lock()
+
+    async def verify_shard(self, shard: _Shard) -> VerifyReport:
+        if shard.head_bytes <= BIG_HEAD_BYTES:
+            return await self._verify_shard(shard.identity)
+        async with self._big_heads:
+            return await self._verify_shard(shard.identity)
+
+    async def _verify_shard(self, identity: Identity) -> VerifyReport:
+        for _ in range(_ATTEMPTS):
+            check = _ShardCheck(self._tools, identity)
+            await check.run()
+            if not await check.is_outdated():
+                return check.report
+        raise StorageUnavailableError(f"{identity.head_key} changes faster than it can be verified; try again.")
+
+
+class _ShardCheck:
+    """One attempt at one shard."""
+
+    def __init__(self, tools: Tools, identity: Identity) -> None:
+        self.report = VerifyReport(shards=1)
+        self._tools = tools
+        self._storage = tools.storage
+        self._identity = identity
+        self._listed: dict[bytes, ObjectInfo] = {}
+        self._whole: WholeHead | None = None
+        self._misses_something = False
+
+    async def run(self) -> None:
+        is_there = await self._check_head()
+        async for info in self._storage.list(self._identity.segment_prefix):
+            name = self._name(info.key)
+            if name is None:
+                self.report.leftovers.append(info)
+            else:
+                self._listed[name] = info
+        if not is_there and not self._listed:
+            self.report.shards = 0
+            return
+        if not is_there:
+            self._note(self._identity.head_key, Flaw("the head is lost; `des repair` rebuilds it from the segments."))
+        if self._whole is None:
+            await run_all(self._check_unlisted, sorted(self._listed), SEGMENTS_AT_ONCE)
+            return
+        listings = [Listing(self._whole, number) for number in range(len(self._whole.tables.segments))]
+        await run_all(self._check_listed, listings, SEGMENTS_AT_ONCE)
+        condemned = self._whole.tables.condemned
+        known = {listing.ref.name for listing in listings} | {one.name for one in condemned}
+        self.report.files = self._whole.tables.files
+        self.report.orphans = [info for name, info in self._listed.items() if name not in known]
+        self.report.condemned = [CondemnedSegment(self._key(one.name), one.since) for one in condemned]
+
+    async def is_outdated(self) -> bool:
+        """Tell whether something was missing only because the head was replaced meanwhile."""
+        if not self._misses_something or self._whole is None:
+            return False
+        try:
+            suffix = await self._storage.read_suffix(self._identity.head_key, 1, unless=self._whole.version)
+        except ObjectNotFoundError:
+            return True
+        return suffix is not None
+
+    async def _check_head(self) -> bool:
+        """Read and check the head, keep it if it is good, and tell whether there is one."""
+        key = self._identity.head_key
+        try:
+            whole = await read_whole_head(self._storage, self._identity)
+        except ObjectNotFoundError:
+            return False
+        except UnsupportedFormatError:
+            raise
+        except CorruptShardError as error:
+            self._note(key, Flaw(sentence_of(error, key)))
+            return True
+        flaws = await anyio.to_thread.run_sync(check_head, whole)
+        for flaw in flaws:
+            self._note(key, flaw)
+        if not flaws:
+            self._whole = whole
+        return True
+
+    async def _check_listed(self, listing: Listing) -> None:
+        ref = listing.ref
+        if ref.name in self._listed:
+            try:
+                await self._check_segment(ref.name, listing)
+            except ObjectNotFoundError:
+                pass  # gone since it was listed
+            else:
+                return
+        self._misses_something = True
+        self._note(
+            self._key(ref.name), Flaw(f"the segment is missing; {ref.entries:,} entries of the head point into it.")
+        )
+
+    async def _check_unlisted(self, name: bytes) -> None:
+        with suppress(ObjectNotFoundError):  # collected since it was listed
+            await self._check_segment(name, None)
+
+    async def _check_segment(self, name: bytes, listing: Listing | None) -> None:
+        checked = await SegmentCheck(self._tools, self._identity, name, listing).run()
+        self.report.segments += 1
+        self.report.payloads += checked.payloads
+        for flaw in checked.flaws:
+            self._note(self._key(name), flaw, checked.names.get(flaw.file_id or b""))
+
+    def _note(self, key: str, flaw: Flaw, uid: str | None = None) -> None:
+        sentence = flaw.sentence
+        if flaw.file_id is not None and uid is None:
+            sentence = f"{sentence} (file_id {flaw.file_id.hex()})"
+        (self.report.damage if flaw.live else self.report.garbage).append(Damage(key, uid, sentence))
+
+    def _key(self, name: bytes) -> str:
+        return self._identity.segment_key(name)
+
+    def _name(self, key: str) -> bytes | None:
+        """Return the name of the segment that has a key; None: no segment has it."""
+        digits = key.removeprefix(self._identity.segment_prefix).removesuffix(".des")
+        try:
+            name = bytes.fromhex(digits)
+        except ValueError:
+            return None
+        return name if len(name) == NAME_BYTES and self._key(name) == key else None
