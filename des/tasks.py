@@ -31,7 +31,8 @@ async def open_tasks() -> AsyncIterator[TaskGroup]:
             yield tasks
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        error = _first(group)
+        raise error from error.__cause__
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -87,7 +88,7 @@ async def mapped_in_order(
             await slot.full.wait()
             yield slot.take()
 
-    async with open_tasks() as tasks, slots_out:
+    async with slots_out, open_tasks() as tasks:  # in this order: a closed stream would be an error to who still sends
         tasks.start_soon(start_all)
         yield results()
 
@@ -105,4 +106,5 @@ async def run_all(work: Callable[[Item], Awaitable[None]], items: Iterable[Item]
             for _ in range(at_once):
                 workers.start_soon(worker)
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        error = _first(group)
+        raise error from error.__cause__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from des.pack.commit import Change, WholeHead, new_name, now_microseconds, open_shard, swap
+from des.pack.commit import Change, new_name, now_microseconds, open_shard, swap
 from des.routing import file_id, shard_index
+from des.settings import Settings
 from des.shard.catalog import encode_metadata
 from des.shard.chunking import CHUNK_BYTES, LargeEncoder, is_large
 from des.shard.codecs import Compression, Encoder
@@ -16,13 +18,17 @@ from des.shard.merging import Addition, merge
 from des.shard.tables import HeadTables
 from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_payload
 from des.storage.descriptor import Descriptor, ensure_descriptor
+from des.store import Store
+from des.tasks import open_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from des.storage.protocol import Storage
+    from des.store.heads import WholeHead
 
 DAY = "20240131"
+WHEN = date(2024, 1, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +146,7 @@ class Maker:
             else:
                 stored, checksum, codec = encode_payload(encoder, file.content)
                 data += stored
-                writer.add(
-                    record, Payload(content_hash(file.content), checksum, codec, len(stored), len(file.content))
-                )
+                writer.add(record, Payload(content_hash(file.content), checksum, codec, len(stored), len(file.content)))
         return await self._commit(base, writer, bytes(data), afresh=afresh)
 
     async def _commit(self, base: WholeHead, writer: SegmentWriter, data: bytes, *, afresh: bool = False) -> str:
@@ -162,6 +166,13 @@ class Maker:
 
         await swap(self.storage, base, change)
         return key
+
+
+@asynccontextmanager
+async def reading(storage: Storage, **settings: object) -> AsyncIterator[Store]:
+    """Open a store on a storage that the test made."""
+    async with open_tasks() as tasks:
+        yield Store(storage, Settings(**settings), tasks)
 
 
 async def make_store(

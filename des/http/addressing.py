@@ -91,7 +91,7 @@ def parse_file_address(below_files: bytes, query: bytes) -> FileAddress:
     if "created_at" not in given:
         raise InvalidRequestError("created_at is missing; add ?created_at=2024-01-31T12:00:00Z, or a date.")
     created_at = given["created_at"]
-    lost_plus = _LOST_PLUS.fullmatch(created_at)
+    lost_plus = _LOST_PLUS.fullmatch(created_at) if " " in created_at else None
     return FileAddress(given["uid"], f"{lost_plus[1]}+{lost_plus[2]}" if lost_plus else created_at)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from des.http.problems import Header
     from des.store import FoundFile
 
-OK, PARTIAL, UNSATISFIABLE = 200, 206, 416
+OK, PARTIAL, NOT_MODIFIED, FAILED, UNSATISFIABLE = 200, 206, 304, 412, 416
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 section 5.6.2
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"'
@@ -48,6 +48,8 @@ class Answer:
         start: first byte of the representation to send.
         end: one past the last.
         size: bytes of the whole representation.
+        etag: its entity tag.
+        modified: its Last-Modified in seconds since 1970, None where it has none.
         is_zstd: whether it is the stored zstd frame rather than the content.
     """
 
@@ -55,6 +57,8 @@ class Answer:
     start: int
     end: int
     size: int
+    etag: str
+    modified: int | None
     is_zstd: bool
 
 
@@ -69,39 +73,42 @@ def plan_answer(method: str, fields: Mapping[bytes, bytes], found: FoundFile, no
     """
     wanted = fields.get(b"range")
     etag, size, is_zstd = found.etag, found.entry.raw_size, False
-    if wanted is None:
+    if wanted is None and b"accept-encoding" in fields:
         zstd_etag = found.zstd_etag
-        if zstd_etag and prefers_zstd(fields.get(b"accept-encoding")):
+        if zstd_etag and prefers_zstd(fields[b"accept-encoding"]):
             etag, size, is_zstd = zstd_etag, found.entry.stored_size, True
-    modified = _modified(found, now)
+    committed_at = found.committed_at
+    modified = None if committed_at is None else whole_seconds(committed_at)
+    if modified is not None and modified > now:
+        modified = None  # one in the future must not be sent: RFC 9110 section 8.8.2.1
     verdict = evaluate(fields, etag, modified)
     if verdict is not Verdict.PROCEED:
-        return Answer(verdict.value, 0, 0, size, is_zstd)
+        return Answer(verdict.value, 0, 0, size, etag, modified, is_zstd)
     if wanted is not None and method == "GET" and range_applies(fields.get(b"if-range"), etag, modified):
         part = select_range(wanted, size)
         if isinstance(part, Slice):
-            return Answer(PARTIAL, part.start, part.end, size, is_zstd)
+            return Answer(PARTIAL, part.start, part.end, size, etag, modified, is_zstd)
         if isinstance(part, Unsatisfiable):
-            return Answer(UNSATISFIABLE, 0, 0, size, is_zstd)
-    return Answer(OK, 0, size, size, is_zstd)
+            return Answer(UNSATISFIABLE, 0, 0, size, etag, modified, is_zstd)
+    return Answer(OK, 0, size, size, etag, modified, is_zstd)
 
 
-def answer_headers(answer: Answer, found: FoundFile, cache_control: bytes, now: float) -> list[Header]:
+def answer_headers(answer: Answer, content_type: str, cache_control: bytes) -> list[Header]:
     """Return the header of a 200, 206 or 304 (RFC 9110 sections 8, 14.4 and 15.4.5)."""
-    etag = found.zstd_etag if answer.is_zstd else found.etag
     headers: list[Header] = [
-        (b"etag", (etag or found.etag).encode("latin-1")),
+        (b"etag", answer.etag.encode("latin-1")),
         (b"vary", b"Accept-Encoding"),
         (b"cache-control", cache_control),
     ]
-    committed_at = found.committed_at
-    if committed_at is not None and _modified(found, now) is not None:
-        headers.append((b"last-modified", format_http_date(committed_at)))
-    if answer.status == Verdict.NOT_MODIFIED.value:
+    if answer.modified is not None:
+        headers.append((b"last-modified", format_http_date(answer.modified)))
+    if answer.status == NOT_MODIFIED:
         return headers
-    headers.append((b"content-length", b"%d" % (answer.end - answer.start)))
-    headers.append((b"content-type", media_type(found.content_type)))
-    headers.extend(_CONTENT_HEADERS)
+    headers += (
+        (b"content-length", b"%d" % (answer.end - answer.start)),
+        (b"content-type", media_type(content_type)),
+        *_CONTENT_HEADERS,
+    )
     if answer.is_zstd:
         headers.append(_ZSTD)
     if answer.status == PARTIAL:
@@ -114,11 +121,3 @@ def media_type(text: str) -> bytes:
     """Return a media type as a field value; what is none (RFC 9110 section 8.3.1) becomes octet-stream, and so injects nothing."""
     acceptable = len(text) <= _MAX_MEDIA_TYPE and _MEDIA_TYPE.fullmatch(text)
     return text.encode() if acceptable else _OCTET_STREAM
-
-
-def _modified(found: FoundFile, now: float) -> int | None:
-    """Return Last-Modified in seconds since 1970; None for one in the future, which RFC 9110 section 8.8.2.1 forbids to send."""
-    if found.committed_at is None:
-        return None
-    modified = whole_seconds(found.committed_at)
-    return modified if modified <= now else None

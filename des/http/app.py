@@ -99,9 +99,10 @@ class _FilesRoute(Route):
     """Both spellings of `/files`, matched on the raw path: the decoded one is not the uid, and a line break in it matches nothing."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] == "http" and path_below_files(raw_path(scope)) is not None:
-            return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
-        return Match.NONE, {}
+        below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
+        if below_files is None:
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": self.endpoint, "path_params": {"below_files": below_files}}
 
 
 class _Probes:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ENTITY_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _SEPARATORS = re.compile(r"[ \t,]*")
 _ELEMENT_END = re.compile(r"[ \t]*(?:,|$)")
-_FIELDS = (b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since")
+_FIELDS = frozenset({b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"})
 
 
 class Verdict(Enum):
@@ -47,7 +47,7 @@ def evaluate(fields: Mapping[bytes, bytes], etag: str, modified: int | None) -> 
         etag: strong entity tag of the selected representation, with its quotes.
         modified: its Last-Modified in seconds since 1970, None where it has none.
     """
-    if not any(name in fields for name in _FIELDS):
+    if _FIELDS.isdisjoint(fields):
         return Verdict.PROCEED
     if b"if-match" in fields:
         if not _any_matches(_text(fields, b"if-match"), etag, weakly=False):

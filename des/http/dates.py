@@ -22,6 +22,7 @@ _FORMS = (
     re.compile(rf"{_DAY} {_MONTH} (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})", re.ASCII),  # asctime
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
 _SHORT_YEAR_DIGITS = 2
 _LEAP_SECOND = 60
 
@@ -48,7 +49,7 @@ def parse_http_date(value: str, now: datetime | None = None) -> int | None:
         instant = datetime(year, month, day, int(match["hour"]), int(match["minute"]), second - leap, tzinfo=UTC)
     except ValueError:
         return None
-    return (instant - _EPOCH) // timedelta(seconds=1) + leap
+    return whole_seconds(instant) + leap
 
 
 def _full_year(short_year: int, month: int, day: int, now: datetime) -> int:
@@ -59,12 +60,12 @@ def _full_year(short_year: int, month: int, day: int, now: datetime) -> int:
 
 def whole_seconds(instant: datetime) -> int:
     """Return an aware instant as whole seconds since 1970, rounded down."""
-    return (instant - _EPOCH) // timedelta(seconds=1)
+    return (instant - _EPOCH) // _SECOND
 
 
 @lru_cache(maxsize=4096)
-def format_http_date(instant: datetime) -> bytes:
-    """Write an aware instant as IMF-fixdate."""
-    at = instant.astimezone(UTC)
+def format_http_date(seconds: int) -> bytes:
+    """Write seconds since 1970 as IMF-fixdate."""
+    at = _EPOCH + timedelta(seconds=seconds)
     day, month = _DAYS[at.weekday()], _MONTHS[at.month - 1]
     return f"{day}, {at.day:02} {month} {at.year:04} {at.hour:02}:{at.minute:02}:{at.second:02} GMT".encode()

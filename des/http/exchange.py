@@ -12,6 +12,9 @@ Rules:
 6. Content of a request is thrown away as it comes, unread: no endpoint takes any, and what nobody reads would block the server.
 7. While the service drains, every answer asks the client to close the connection.
 
+Cancelling is the task's own (`Task.cancel`, and `uncancel` where it ends here, as asyncio.timeout does it): a cancel scope
+and a timeout around each `send` would cost a tenth of a small answer.
+
 To know that a client left, somebody has to wait for `receive`, in a task of its own. That costs more than most answers, so
 it begins only when an answer has taken `WATCH_AFTER` seconds, or when content is on its way.
 """
@@ -27,9 +30,6 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-import anyio
-import anyio.lowlevel
-
 from des import metrics
 from des.errors import DESError
 from des.http.problems import Problem, RefusedError, describe, send_problem
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     from des.http.service import Service
 
 SCOPE_KEY: Final = "des.exchange"
+ABORT_KEY: Final = "des.abort"  # in the scope's state: drops the connection at once, where the server lets us
 WATCH_AFTER: Final = 0.05
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _log = logging.getLogger("des.http")
 _access_log = logging.getLogger("des.http.access")
 _HTTP_1 = ("1.1", "1.0")
+_LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
@@ -81,7 +83,6 @@ class Exchange:
     """
 
     __slots__ = (
-        "_cancel_scope",
         "_finishing",
         "_listener",
         "_loop",
@@ -93,6 +94,7 @@ class Exchange:
         "_service",
         "_started",
         "_status",
+        "_task",
         "_timer",
         "_trouble",
         "fields",
@@ -106,7 +108,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self.fields = _joined(scope["headers"])
         self.request_id = _request_id(self.fields.get(b"traceparent"))
-        self._cancel_scope = anyio.CancelScope()
+        self._task = asyncio.current_task()
         self._timer: asyncio.Handle | None = None
         self._listener: asyncio.Task[None] | None = None
         self._sending_since: float | None = None
@@ -122,12 +124,15 @@ class Exchange:
         else:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch)
         try:
-            with self._cancel_scope:
-                try:
-                    self._check()
-                    await app(self._scope, self._receive, self.send)
-                except Exception as error:  # noqa: BLE001 - the last line of defence: reported, and answered or broken off
-                    await self._fail(error)
+            try:
+                self._check()
+                await app(self._scope, self._receive, self.send)
+            except Exception as error:  # noqa: BLE001 - the last line of defence: reported, and answered or broken off
+                await self._fail(error)
+        except asyncio.CancelledError:
+            if not self._trouble or self._task is None:
+                raise  # the server's doing, not ours
+            self._task.uncancel()
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -156,9 +161,9 @@ class Exchange:
         self._sending_since = self._loop.time()
         try:
             await self._send(message)
-        except OSError:  # what a server may raise once the client is gone (ASGI, "Disconnected Client")
-            self._let_go("the client left")
-            await anyio.lowlevel.checkpoint_if_cancelled()
+        except OSError as error:  # what a server may raise once the client is gone (ASGI, "Disconnected Client")
+            self._trouble = _LEFT
+            raise asyncio.CancelledError(_LEFT) from error
         self._sending_since = None
 
     # ---- before the endpoint ------------------------------------------------------------------------------------------------
@@ -186,7 +191,7 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if not self._finishing:  # servers report the end of an answer in the same way
-            self._let_go("the client left")
+            self._let_go(_LEFT)
 
     def _check_progress(self) -> None:
         now = self._loop.time()
@@ -194,12 +199,16 @@ class Exchange:
         due = since + self._service.settings.http_send_timeout
         if now >= due:
             self._let_go("the client takes nothing")
+            abort = (self._scope.get("state") or {}).get(ABORT_KEY)
+            if abort:
+                abort()
         else:
             self._timer = self._loop.call_at(due, self._check_progress)
 
     def _let_go(self, why: str) -> None:
         self._trouble = why
-        self._cancel_scope.cancel()
+        if self._task:
+            self._task.cancel()
 
     # ---- when it fails ------------------------------------------------------------------------------------------------------
 

@@ -19,20 +19,18 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from des.errors import DESError, SettingsError
-from des.http.addressing import parse_file_address, path_below_files, raw_path
-from des.http.answer import OK, PARTIAL, UNSATISFIABLE, answer_headers, plan_answer
-from des.http.conditions import Verdict
+from des.http.addressing import parse_file_address
+from des.http.answer import FAILED, NOT_MODIFIED, PARTIAL, UNSATISFIABLE, answer_headers, plan_answer
 from des.http.exchange import SCOPE_KEY
 from des.http.problems import Problem, send_problem, unsatisfiable
 from des.store import ContentChangedError
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from des.http.addressing import FileAddress
     from des.http.answer import Answer
     from des.http.exchange import Exchange
-    from des.http.problems import Header
     from des.http.service import Service
     from des.store import FoundFile, Store
 
@@ -67,7 +65,7 @@ class FileEndpoint:
         store, retrieval = self._service.store, _Stopwatch()
         exchange: Exchange = scope[SCOPE_KEY]
         try:
-            address = parse_file_address(path_below_files(raw_path(scope)) or b"", scope["query_string"])
+            address = parse_file_address(scope["path_params"]["below_files"], scope["query_string"])
             for attempt in range(_ATTEMPTS):
                 try:
                     await self._answer(store, address, exchange, scope["method"], send, retrieval)
@@ -83,49 +81,52 @@ class FileEndpoint:
     async def _answer(
         self, store: Store, address: FileAddress, exchange: Exchange, method: str, send: Send, retrieval: _Stopwatch
     ) -> None:
-        now = time.time()
         found = await store.find(address.uid, address.created_at)
-        answer = plan_answer(method, exchange.fields, found, now)
-        if answer.status == Verdict.FAILED.value:
+        answer = plan_answer(method, exchange.fields, found, time.time())
+        if answer.status == FAILED:
             await send_problem(send, _FAILED_CONDITION, exchange.request_id)
             return
         if answer.status == UNSATISFIABLE:
             await send_problem(send, unsatisfiable(answer.size), exchange.request_id)
             return
-        headers = answer_headers(answer, found, self._cache_control, now)
-        if method == "HEAD" or answer.status not in (OK, PARTIAL):
+        headers = answer_headers(answer, found.content_type, self._cache_control)
+        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if method == "HEAD" or answer.status == NOT_MODIFIED:
             retrieval.stop()
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send(start)
             await send({"type": "http.response.body", "body": b""})
-        elif found.is_large:
-            await self._stream(store, found, answer, headers, send, retrieval)
-        else:
-            with self._service.limits.holding(answer.size):
-                content = await (store.read_stored(found) if answer.is_zstd else store.read(found))
-                retrieval.stop()
-                if answer.status == PARTIAL:
-                    content = content[answer.start : answer.end]
-                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-                await _send_body(send, content, more=False)
+            return
+        held = min(answer.size, STREAM_BYTES)
+        self._service.limits.take_bytes(held)
+        try:
+            if found.is_large:
+                await self._stream(store, found, answer, start, send, retrieval)
+            else:
+                await self._send_whole(store, found, answer, start, send, retrieval)
+        finally:
+            self._service.limits.give_bytes(held)
+
+    async def _send_whole(
+        self, store: Store, found: FoundFile, answer: Answer, start: Message, send: Send, retrieval: _Stopwatch
+    ) -> None:
+        content = await (store.read_stored(found) if answer.is_zstd else store.read(found))
+        retrieval.stop()
+        if answer.status == PARTIAL:
+            content = content[answer.start : answer.end]
+        await send(start)
+        await _send_body(send, content, more=False)
 
     async def _stream(
-        self,
-        store: Store,
-        found: FoundFile,
-        answer: Answer,
-        headers: list[Header],
-        send: Send,
-        retrieval: _Stopwatch,
+        self, store: Store, found: FoundFile, answer: Answer, start: Message, send: Send, retrieval: _Stopwatch
     ) -> None:
-        with self._service.limits.holding(min(answer.end - answer.start, STREAM_BYTES)):
-            async with store.open_range(found, answer.start, answer.end) as pieces:
+        async with store.open_range(found, answer.start, answer.end) as pieces:
+            piece = await anext(pieces, b"")
+            retrieval.stop()
+            await send(start)
+            while piece:
+                await _send_body(send, piece, more=True)
                 piece = await anext(pieces, b"")
-                retrieval.stop()
-                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-                while piece:
-                    await _send_body(send, piece, more=True)
-                    piece = await anext(pieces, b"")
-                await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b""})
 
 
 class _Stopwatch:

@@ -7,15 +7,12 @@ when it is alone, so that a small limit slows the service and never blocks it. P
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from des import metrics
 from des.http.problems import overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 
@@ -51,21 +48,20 @@ class Limits:
         self._requests -= 1
         metrics.requests_in_flight(-1)
 
-    @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Count `size` bytes of a body for as long as the block runs.
+    def take_bytes(self, size: int) -> None:
+        """Count the bytes of a body in.
 
         Raises:
-            RefusedError: too many bytes are in flight.
+            RefusedError: too many are in flight.
         """
         if self._held_bytes and self._held_bytes + size > self._max_bytes:
             metrics.request_shed("bytes")
             raise overloaded("The service has too many bytes in flight; try again shortly.")
         self._held_bytes += size
-        try:
-            yield
-        finally:
-            self._held_bytes -= size
+
+    def give_bytes(self, size: int) -> None:
+        """Count the bytes of a body out."""
+        self._held_bytes -= size
 
 
 class RequestLimit:

@@ -1,7 +1,7 @@
 """`des serve`: the listening socket, and the processes that answer on it.
 
 One worker runs in this process. Several are processes of their own that share the socket and count into one place, so that
-a scrape of any sees all; one that dies is replaced, unless it dies at once. Told to end, they drain (see `worker`).
+a scrape of any sees all; one that dies is replaced, unless it was never ready. Told to end, they drain (see `worker`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
@@ -22,17 +21,16 @@ from typing import TYPE_CHECKING
 from des import metrics
 from des.errors import DESError, SettingsError, StorageUnavailableError
 from des.http.app import create_app
-from des.http.logs import configure_logging
 from des.http.worker import BACKLOG, run_worker
+from des.logs import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import SpawnProcess
+    from multiprocessing.synchronize import Event
     from types import FrameType
 
     from des.settings import Settings
-
-EARLY_DEATH = 5.0
 
 _log = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
@@ -68,7 +66,7 @@ class _Workers:
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._settings, self._listener = settings, listener
-        self._workers: dict[int, tuple[SpawnProcess, float]] = {}
+        self._workers: dict[SpawnProcess, Event] = {}
         self._ending = False
 
     def run(self) -> None:
@@ -77,44 +75,47 @@ class _Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         while self._workers:
-            wait([process.sentinel for process, _ in self._workers.values()])
-            for process, started in list(self._workers.values()):
-                if process.exitcode is not None:
-                    self._replace(process, started)
+            wait([process.sentinel for process in self._workers])
+            for process in [process for process in self._workers if process.exitcode is not None]:
+                self._replace(process, ready=self._workers.pop(process).is_set())
 
     def _start(self) -> None:
+        ready = _SPAWN.Event()
+        process = _SPAWN.Process(target=_worker, args=(self._settings, self._listener, ready))
         # A worker being born must not die of the Ctrl-C that is meant for all; later it has a handler.
         with _ignored(signal.SIGINT):
-            process = _SPAWN.Process(target=_worker, args=(self._settings, self._listener))
             process.start()
-        self._workers[process.pid or 0] = process, time.monotonic()
+        self._workers[process] = ready
 
-    def _replace(self, process: SpawnProcess, started: float) -> None:
-        pid = process.pid or 0
+    def _replace(self, process: SpawnProcess, *, ready: bool) -> None:
         process.join()
-        del self._workers[pid]
-        metrics.process_ended(pid)
+        metrics.process_ended(process.pid or 0)
         if self._ending:
             return
-        if time.monotonic() - started < EARLY_DEATH:
+        if not ready:
             self._end(signal.SIGTERM, None)
-            raise StorageUnavailableError("the workers die as they start; their log says why.")
-        _log.error("worker %d ended with status %s: another one takes its place.", pid, process.exitcode)
+            raise StorageUnavailableError("a worker died before it was ready; the log says why.")
+        _log.error("worker %d ended with status %s: another one takes its place.", process.pid, process.exitcode)
         self._start()
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self._ending = True
         self._listener.close()  # else the system would go on accepting for nobody
-        for process, _ in self._workers.values():
+        for process in self._workers:
             process.terminate()
 
 
-def _worker(settings: Settings, listener: socket.socket) -> None:
+def _worker(settings: Settings, listener: socket.socket, ready: Event) -> None:
     configure_logging(settings)
+
+    def be_ready() -> None:
+        _log.info("worker %d is ready.", os.getpid())
+        ready.set()
+
     try:
-        run_worker(create_app(settings), listener, settings)
+        run_worker(create_app(settings), listener, settings, be_ready)
     except DESError as error:
-        _log.error("%s", error)
+        _log.error("%s", error)  # a sentence for the operator, no traceback
         sys.exit(error.exit_status)
 
 

@@ -9,8 +9,8 @@ Rules:
 2. On SIGTERM or SIGINT, or when the parent is gone: accept no more; answer what arrives on open connections and ask the clients
    to close them; after `LINGER` close those that are idle; after the drain time cut what is left. A watchdog thread ends the
    process where even that hangs.
-3. A connection that is closed while its client does not take the rest is cut after `LINGER`: else it would keep its
-   buffer as long as the client likes.
+3. A connection that is closed while its client does not take the rest is cut after the send timeout: else it would keep
+   its buffer as long as the client likes.
 4. No read timeout: it would cut healthy downloads. The time to send a header is bounded by the keep-alive timeout.
 """
 
@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from multiprocessing import parent_process
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,12 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
-from des.http.exchange import MAX_HEADER_BYTES
+from des.http.dates import format_http_date
+from des.http.exchange import ABORT_KEY, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from starlette.applications import Starlette
 
@@ -48,40 +51,71 @@ WATCHDOG_GRACE = 3.0
 _log = logging.getLogger(__name__)
 
 
-def run_worker(app: Starlette, listener: socket.socket, settings: Settings) -> None:
+def run_worker(
+    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None = None
+) -> None:
     """Serve until the process is told to end.
 
     Args:
         app: the application of `des.http.app`.
         listener: a bound socket; several workers may share it. It is closed in the end.
-        settings: `http_drain`, seconds.
+        settings: as for `serve_until`.
+        on_ready: called once requests are answered.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(app, listener, settings))
+        runner.run(_serve(app, listener, settings, on_ready))
 
 
-async def _serve(app: Starlette, listener: socket.socket, settings: Settings) -> None:
+async def _serve(
+    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None
+) -> None:
     told_to_end = anyio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told_to_end.set)
-    parent = parent_process()
-    if parent is not None:
-        loop.add_reader(parent.sentinel, told_to_end.set)
-    try:
-        async with app.router.lifespan_context(app):
-            connections = _Connections(app)
-            server = await asyncio.start_server(connections.serve, sock=listener, backlog=BACKLOG)
-            await told_to_end.wait()
+
+    def end() -> None:
+        if not told_to_end.is_set():
             watchdog = threading.Timer(settings.http_drain + WATCHDOG_GRACE, _end_hard)
             watchdog.daemon = True
             watchdog.start()
-            app.state.service.draining = True
-            server.close()
-            await connections.drain(settings.http_drain)
+            told_to_end.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    parent = parent_process()
+    if parent is not None:
+        loop.add_reader(parent.sentinel, end)
+    try:
+        await serve_until(told_to_end, app, listener, settings, on_ready)
     finally:
         if parent is not None:
             loop.remove_reader(parent.sentinel)
+
+
+async def serve_until(
+    told_to_end: anyio.Event,
+    app: Starlette,
+    listener: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], object] | None = None,
+) -> None:
+    """Serve on the running event loop until an event, then drain.
+
+    Args:
+        told_to_end: when to end.
+        app: the application of `des.http.app`.
+        listener: a bound socket, closed at once when the end begins.
+        settings: `http_drain`, `http_send_timeout`, seconds.
+        on_ready: called once requests are answered.
+    """
+    async with app.router.lifespan_context(app):
+        connections = _Connections(app, settings)
+        server = await asyncio.start_server(connections.serve, sock=listener, backlog=BACKLOG)
+        if on_ready:
+            on_ready()
+        await told_to_end.wait()
+        app.state.service.draining = True
+        server.close()
+        await connections.drain(settings.http_drain)
 
 
 def _end_hard() -> None:
@@ -93,21 +127,26 @@ def _end_hard() -> None:
 class _Connections:
     """The open connections of a worker."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, settings: Settings) -> None:
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # hypercorn's ASGI types are narrower than Starlette's
         self._context = WorkerContext(max_requests=None)
         self._config = _config()
-        self._open: set[asyncio.WriteTransport] = set()
+        self._linger = settings.http_send_timeout
+        self._open: set[_Connection] = set()
         self._all_closed: anyio.Event | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop, transport = asyncio.get_running_loop(), writer.transport
-        lingering = _Writer(transport, transport.get_protocol(), reader, loop)
-        self._open.add(transport)
+        connection = _Connection(transport, reader, loop, self._linger)
+        server = TCPServer(
+            self._app, loop, self._config, self._context, {ABORT_KEY: transport.abort}, reader, connection
+        )
+        server.idle_task = connection  # type: ignore[assignment]  # it has the two methods that are called
+        self._open.add(connection)
         try:
-            await TCPServer(self._app, loop, self._config, self._context, {}, reader, lingering)
+            await server
         finally:
-            self._open.discard(transport)
+            self._open.discard(connection)
             if self._all_closed and not self._open:
                 self._all_closed.set()
 
@@ -119,29 +158,72 @@ class _Connections:
         with anyio.move_on_after(min(LINGER, seconds)):
             await self._all_closed.wait()
         await self._context.terminated.set()
+        for connection in list(self._open):
+            connection.close_if_idle()
         with anyio.move_on_after(max(seconds - LINGER, 0)):
             await self._all_closed.wait()
         if self._open:
             _log.warning("%d connections were cut: they did not end within %g seconds.", len(self._open), seconds)
-        for transport in list(self._open):
-            transport.abort()
+        for connection in list(self._open):
+            connection.transport.abort()
         with anyio.move_on_after(LINGER):
             await self._all_closed.wait()
 
 
-class _Writer(asyncio.StreamWriter):
-    """Closes for good: what the client has not taken soon after is dropped."""
+class _Connection(asyncio.StreamWriter):
+    """A connection's writing end, which is also its idle timer.
+
+    hypercorn makes two tasks per request to wait for a connection to be idle for too long; a timer costs a tenth of that.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.WriteTransport,
+        reader: asyncio.StreamReader,
+        loop: asyncio.AbstractEventLoop,
+        linger: float,
+    ) -> None:
+        super().__init__(transport, transport.get_protocol(), reader, loop)
+        self._loop_of_timers = loop
+        self._linger = linger
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def restart(self, _task_group: object, _action: object) -> None:
+        """Begin to wait for a request."""
+        await self.stop()
+        self._idle = self._loop_of_timers.call_later(KEEP_ALIVE, self.close)
+
+    async def stop(self) -> None:
+        """Wait no more: one is there, or none will come."""
+        if self._idle:
+            self._idle.cancel()
+            self._idle = None
+
+    def close_if_idle(self) -> None:
+        if self._idle:
+            self.close()
 
     def close(self) -> None:
+        """Close, and drop what the client does not take in time."""
         super().close()
         if self.transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
+            self._loop_of_timers.call_later(self._linger, self.transport.abort)
+
+
+class _Config(Config):
+    """hypercorn's configuration, with a `Date` that is written once a second."""
+
+    _date: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 - hypercorn's own signature
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = now, [(b"date", format_http_date(now))]
+        return self._date[1]
 
 
 def _config() -> Config:
-    config = Config()
+    config = _Config()
     config.errorlog = logging.getLogger("hypercorn.error")
-    config.include_server_header = False
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
-    config.keep_alive_timeout = KEEP_ALIVE
     return config

@@ -27,6 +27,7 @@ from des.errors import (
     ConflictError,
     LostHeadError,
     ObjectNotFoundError,
+    PreconditionFailedError,
     SettingsError,
     StorageDeniedError,
     StorageError,
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
     from des.storage.protocol import Storage
 
+# How often others may win, and how often the storage may fail otherwise: the storage has tried again by itself before it says so.
 MAX_ATTEMPTS = 40
+MAX_TROUBLES = 5
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 2.0
 
@@ -82,24 +85,28 @@ async def open_shard(storage: Storage, identity: Identity) -> WholeHead:
         return await read_whole_head(storage, identity)
     except ObjectNotFoundError:
         pass
-    async for _ in storage.list(identity.segment_prefix):
-        try:
-            return await read_whole_head(storage, identity)
-        except ObjectNotFoundError as error:
-            raise lost_head(identity) from error
+    if (await storage.list_level(identity.segment_prefix)).objects:
+        return await _read_again(storage, identity)
+    head = await _make_head(storage, identity)
+    descriptor = await require_descriptor(storage)
+    if descriptor.n_bits_on(identity.date) != identity.n_bits:
+        raise SettingsError(f"n_bits of {identity.date} has just been changed; run again.")
+    return head
+
+
+async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
     empty = HeadTables(generation=1, lineage=new_name())
     try:
         await storage.put(identity.head_key, encode_head(identity, empty, b""), IfAbsent())
     except StorageDeniedError:
         raise
-    except StorageError:
+    except StorageError as failure:
         # Another writer was first, or the outcome is unknown: what is there now decides.
-        pass
-    head = await read_whole_head(storage, identity)
-    descriptor = await require_descriptor(storage)
-    if descriptor.n_bits_on(identity.date) != identity.n_bits:
-        raise SettingsError(f"n_bits of {identity.date} has just been changed; run again.")
-    return head
+        try:
+            return await read_whole_head(storage, identity)
+        except ObjectNotFoundError:
+            raise failure from failure.__cause__
+    return await read_whole_head(storage, identity)
 
 
 def lost_head(identity: Identity) -> LostHeadError:
@@ -131,29 +138,33 @@ async def swap(
     Raises:
         ConflictError: other writers kept winning, or the outcome cannot be told any more: run again.
         LostHeadError: the head is gone.
-        Whatever `change` raises, and CorruptShardError and StorageError as for `read_whole_head`.
+        StorageError: the storage is unwell, and the head was without the change when it was last read.
+        Whatever `change` raises, and CorruptShardError as for `read_whole_head`.
     """
     tried: set[bytes] = set()
-    first_generation = base.tables.generation
+    troubles = 0
+    failure: StorageError | None = None
     head = base
-    for attempt in range(MAX_ATTEMPTS):
-        if attempt:
-            await pause(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)))  # noqa: S311 - jitter
-            try:
-                head = await read_whole_head(storage, base.identity)
-            except ObjectNotFoundError as error:
-                raise lost_head(base.identity) from error
-        if tried.intersection(head.tables.commit_log):
-            return Swapped(head.tables, written=True)
-        _check_history(head, base, first_generation if tried else None)
+    while True:
+        if failure is not None:
+            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** len(tried))
+            await pause(random.uniform(0, longest))  # noqa: S311 - jitter
+            head = await _read_again(storage, base.identity)
+            if tried.intersection(head.tables.commit_log):
+                return Swapped(head.tables, written=True)
+            _check_history(head, base)
+            if troubles == MAX_TROUBLES:
+                raise failure
+            if len(tried) == MAX_ATTEMPTS:
+                raise ConflictError(
+                    f"{base.identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again."
+                )
         changed = await change(head)
         if changed is None:
-            return Swapped(head.tables, written=bool(tried))
+            return Swapped(head.tables, written=False)
         commit_id = new_name()
         tables, entries = changed
         tables = tables.committed(commit_id)
-        if not tried:
-            first_generation = head.tables.generation
         tried.add(commit_id)
         try:
             await storage.put(
@@ -161,17 +172,25 @@ async def swap(
             )
         except StorageDeniedError:
             raise
-        except StorageError:
-            continue  # unknown: the log of the next read decides
-        return Swapped(tables, written=True)
-    raise ConflictError(f"{base.identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again.")
+        except StorageError as error:
+            failure = error  # unknown: the log of the next read decides
+            troubles += not isinstance(error, PreconditionFailedError)
+        else:
+            return Swapped(tables, written=True)
 
 
-def _check_history(head: WholeHead, base: WholeHead, tried_from: int | None) -> None:
-    """Refuse a head that cannot tell whether it holds a commit tried on `base`, first on generation `tried_from`."""
+async def _read_again(storage: Storage, identity: Identity) -> WholeHead:
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError as error:
+        raise lost_head(identity) from error
+
+
+def _check_history(head: WholeHead, base: WholeHead) -> None:
+    """Refuse a head that cannot tell whether it holds a commit first tried on `base`."""
     if head.tables.lineage != base.tables.lineage:
         raise ConflictError(f"{base.identity.head_key} was repaired or made anew meanwhile; run again.")
-    if tried_from is not None and head.tables.generation > tried_from + COMMIT_LOG_LENGTH:
+    if head.tables.generation > base.tables.generation + COMMIT_LOG_LENGTH:
         raise ConflictError(
             f"{base.identity.head_key} moved on too far to tell whether this commit is in it; run again."
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from des.pack.decisions import Candidate
 from des.pack.sources import SourceError, read_small
+from des.shard.chunking import LargeEncoder
 from des.shard.codecs import Compression, Encoder, guess_content_type, worth_trying
 from des.shard.layout import Codec, Entry, checksum32, second_of_day
 from des.shard.writing import FileRecord, Payload, content_hash
@@ -43,10 +44,11 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """A file to be streamed, `size` bytes long."""
+    """A file to be streamed, `size` bytes long; `expected` is the content hash that was decided on, None where any will do."""
 
     row: PlannedRow
     size: int
+    expected: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,18 @@ class _Encoders(threading.local):
 _encoders = _Encoders()
 
 
-def encoder_for(compression: Compression, row: PlannedRow) -> Encoder:
+def _is_worth_trying(row: PlannedRow) -> bool:
+    return worth_trying((row.uid, row.source_path), row.content_type)
+
+
+def large_encoder_for(compression: Compression, row: PlannedRow) -> LargeEncoder:
+    """Return an encoder of its own for a large file, whose pieces go through several threads, one after another."""
+    return LargeEncoder(Encoder(compression if _is_worth_trying(row) else Compression("none")))
+
+
+def _encoder_for(compression: Compression, row: PlannedRow) -> Encoder:
     """Return this thread's encoder for a file: one that stores raw where compressing is known to be vain."""
-    if not worth_trying((row.uid, row.source_path), row.content_type):
+    if not _is_worth_trying(row):
         return _encoders.raw
     if _encoders.compression is not compression or _encoders.encoder is None:
         _encoders.encoder = Encoder(compression)
@@ -133,7 +144,7 @@ def _encode(row: PlannedRow, find: Callable[[bytes], Entry | None], compression:
     entry = find(row.file_id)
     if entry is not None:
         return Existing(row, len(raw), candidate_for(row, digest, len(raw)), entry)
-    codec, stored = encoder_for(compression, row).encode(raw)
+    codec, stored = _encoder_for(compression, row).encode(raw)
     return Encoded(row, stored, Payload(digest, checksum32(stored), Codec(codec), len(stored), len(raw)))
 
 

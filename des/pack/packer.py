@@ -14,6 +14,8 @@ Rules of this file:
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -33,12 +35,12 @@ from des.pack.encoding import (
     candidate_for,
     encode_anew,
     encode_batch,
-    encoder_for,
+    large_encoder_for,
     record_for,
 )
 from des.pack.report import Failure, Tally
 from des.pack.sources import SourceError, hash_large, read_large
-from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES, LargeEncoder
+from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES
 from des.shard.layout import ENTRY_BYTES, Entry, Flag, Identity, decode_entry
 from des.shard.merging import Addition, merge
 from des.shard.writing import SegmentSummary, SegmentWriter
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from des.errors import Status
     from des.pack.plan import Plan, PlannedRow, PlannedShard
+    from des.shard.chunking import LargeEncoder
     from des.shard.codecs import Compression
     from des.storage.protocol import ObjectWriter, Storage
     from des.store.catalogs import CatalogReader
@@ -123,7 +126,7 @@ class Workshop:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Which rows of a shard are packed together: those numbered, or all but those to be skipped."""
+    """Which rows of a shard are packed together: those numbered (in rising order), or all but those to be skipped."""
 
     shard: PlannedShard
     numbers: tuple[int, ...] | None
@@ -140,7 +143,8 @@ class Round:
     def _rows_after(self, plan: Plan, after: int) -> list[PlannedRow]:
         if self.numbers is None:
             return plan.rows(self.shard, after, BATCH_FILES)
-        return plan.rows_by_number([number for number in self.numbers if number > after][:BATCH_FILES])
+        start = bisect_right(self.numbers, after)
+        return plan.rows_by_number(self.numbers[start : start + BATCH_FILES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +182,9 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
 
 
 async def _pack_round(workshop: Workshop, identity: Identity, rows: Round) -> ShardOutcome:
+    advance = _Advance(workshop.advance)
     for _ in range(_ATTEMPTS):
-        attempt = _Attempt(workshop, await open_shard(workshop.storage, identity), rows)
+        attempt = _Attempt(workshop, await open_shard(workshop.storage, identity), rows, advance)
         try:
             await attempt.write_segments()
             return await attempt.commit()
@@ -188,6 +193,18 @@ async def _pack_round(workshop: Workshop, identity: Identity, rows: Round) -> Sh
     raise ConflictError(
         f"{identity.head_key}: other writers changed the same files {_ATTEMPTS} times in a row; run again."
     )
+
+
+class _Advance:
+    """Tells how many files were dealt with, each once, however often it is begun again."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell = tell
+        self._last = 0
+
+    def past(self, items: Sequence[Item]) -> None:
+        self._tell(sum(item.row.number > self._last for item in items))
+        self._last = max(self._last, items[-1].row.number)
 
 
 class _DecidedOtherwiseError(Exception):
@@ -227,8 +244,9 @@ class _Settled:
 class _Attempt:
     """Packing some rows on one base head."""
 
-    def __init__(self, workshop: Workshop, base: WholeHead, rows: Round) -> None:
+    def __init__(self, workshop: Workshop, base: WholeHead, rows: Round, advance: _Advance) -> None:
         self._workshop = workshop
+        self._advance = advance
         self._base = base
         self._rows = rows
         self._tally = Tally()
@@ -274,32 +292,29 @@ class _Attempt:
     async def _decided_rows(
         self, results: AsyncIterator[tuple[list[Item], Sequence[PlannedRow]]], batches: _SlottedBatches
     ) -> AsyncIterator[_Writable | _Settled]:
-        async for result in results:
-            items, left = result
+        async for items, rest in results:
             while items:
-                for decided in await self._decide_all(items):
+                self._advance.past(items)
+                async for decided in self._decide_all(items):
                     yield decided
-                self._workshop.advance(len(items))
-                items, left = await self._encode(left) if left else ([], ())
+                items, rest = await self._encode(rest) if rest else ([], ())  # noqa: PLW2901 - lets go of the batch before
             batches.release_one()
 
     # ---- deciding -----------------------------------------------------------------------------------------------------------
 
-    async def _decide_all(self, items: list[Item]) -> list[_Writable | _Settled]:
-        """Decide on a batch, in order."""
+    async def _decide_all(self, items: list[Item]) -> AsyncIterator[_Writable | _Settled]:
+        """Decide on a batch, in order, one by one: what replaces something else is encoded only now."""
         items = [await self._known(item) if isinstance(item, Large) else item for item in items]
         uids = await self._uids([item.entry for item in items if isinstance(item, Existing)])
-        decided: list[_Writable | _Settled] = []
         for item in items:
             if item.row.number in self._failed:
                 continue
             if isinstance(item, Unusable):
-                decided.append(_failed(item.row, "invalid", item.error))
+                yield _failed(item.row, "invalid", item.error)
             elif isinstance(item, Existing):
-                decided.append(await self._decide(item, uids))
+                yield await self._decide(item, uids)
             else:
-                decided.append(_Writable(item, 0))
-        return decided
+                yield _Writable(item, 0)
 
     async def _known(self, item: Large) -> Item:
         """Look a large file up before any of it is written; where the head has it, its content must be hashed first."""
@@ -335,6 +350,8 @@ class _Attempt:
             uid = uids.get(row.file_id, "")
             if uid is None and verdict is Verdict.SAME:
                 verdict, flags = Verdict.PACK, item.entry.flags
+            elif uid == "":
+                return _failed(row, "corrupt", "the segment that holds it does not list it; run `des verify`.")
             elif uid is not None and uid != row.uid:
                 return _failed(
                     row, "invalid", f"its file_id is that of another uid, {uid!r}; pack it under another name."
@@ -342,7 +359,7 @@ class _Attempt:
         if verdict in _SETTLED:
             return _SETTLED[verdict](row)
         if item.size > LARGE_BYTES:
-            return _Writable(Large(row, item.size), flags)
+            return _Writable(Large(row, item.size, item.candidate.content_hash), flags)
         again = await self._workshop.in_thread(lambda: encode_anew(row, item.candidate, options.compression))
         if isinstance(again, Encoded):
             return _Writable(again, flags)
@@ -384,13 +401,16 @@ class _Attempt:
             await out.write(item.stored)
             raw_size, stored_size = item.payload.raw_size, item.payload.stored_size
         else:
-            encoder = LargeEncoder(encoder_for(self._workshop.options.compression, item.row))
+            encoder = large_encoder_for(self._workshop.options.compression, item.row)
             try:
-                async for piece in read_large(item.row, item.size):
-                    await out.write(await self._workshop.in_thread(partial(_encode_piece, encoder, piece)))
+                async with aclosing(read_large(item.row, item.size)) as pieces:
+                    async for piece in pieces:
+                        await out.write(await self._workshop.in_thread(partial(_encode_piece, encoder, piece)))
             except SourceError as error:
                 raise _SourceFailedError(item.row, str(error)) from error
             table, payload = encoder.finish()
+            if item.expected not in {None, payload.content_hash}:
+                raise _SourceFailedError(item.row, "the source changed while it was read.")
             await out.write(table)
             writer.add(record, payload)
             raw_size, stored_size = payload.raw_size, payload.stored_size

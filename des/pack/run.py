@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from des.shard.codecs import Compression
     from des.storage.protocol import Storage
 
-SHARDS_AT_ONCE = 4
+# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together.
+SHARDS_AT_ONCE = 16
 _PLAN_ROWS = 2_000
 
 

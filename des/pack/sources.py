@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import aiofiles
 import anyio.to_thread
+from anyio import CancelScope
 
 from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES
 from des.shard.layout import MAX_FILE_BYTES, NAME_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from des.pack.plan import PlannedRow
 
@@ -36,8 +38,7 @@ def read_small(row: PlannedRow) -> bytes | int:
         SourceError: missing, unreadable, no regular file, or not of the size it should have.
     """
     try:
-        # Non-blocking, because opening a named pipe would wait for its writer; it means nothing for a regular file.
-        descriptor = os.open(row.source_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(row.source_path, os.O_RDONLY)
     except OSError as error:
         raise SourceError(f"the source cannot be opened: {error.strerror}.") from error
     except ValueError as error:
@@ -61,6 +62,11 @@ def read_small(row: PlannedRow) -> bytes | int:
     return content
 
 
+def _open(path: str, flags: int) -> int:
+    # Non-blocking, because opening a named pipe would wait for its writer; it means nothing for a regular file.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def _checked_size(row: PlannedRow, status: os.stat_result) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise SourceError("the source is a directory.")
@@ -73,23 +79,32 @@ def _checked_size(row: PlannedRow, status: os.stat_result) -> int:
     return status.st_size
 
 
-async def read_large(row: PlannedRow, size: int) -> AsyncIterator[bytes]:
-    """Read a large source in pieces of whole chunks.
+async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
+    """Read a large source in pieces of whole chunks. Whoever does not read it to its end closes the generator.
 
     Raises:
         SourceError: it cannot be read, or does not have `size` bytes any more.
     """
     left = size
     try:
-        async with aiofiles.open(row.source_path, "rb") as file:
+        # Shielded, because a file whose opening, reading or closing is left to a thread is nobody's.
+        with CancelScope(shield=True):
+            file = await aiofiles.open(row.source_path, "rb", opener=_open)
+        try:
             while left:
-                piece = await file.read(min(PIECE_BYTES, left))
+                with CancelScope(shield=True):
+                    piece = await file.read(min(PIECE_BYTES, left))
                 if len(piece) != min(PIECE_BYTES, left):
                     raise SourceError(f"the source became shorter while it was read (it had {size} bytes).")
                 left -= len(piece)
                 yield piece
-            if await file.read(1):
+            with CancelScope(shield=True):
+                surplus = await file.read(1)
+            if surplus:
                 raise SourceError(f"the source became longer while it was read (it had {size} bytes).")
+        finally:
+            with CancelScope(shield=True):
+                await file.close()
     except OSError as error:
         raise SourceError(f"the source cannot be read: {error.strerror}.") from error
 
@@ -101,6 +116,7 @@ async def hash_large(row: PlannedRow, size: int) -> bytes:
         SourceError: as for `read_large`.
     """
     digest = hashlib.sha256()
-    async for piece in read_large(row, size):
-        await anyio.to_thread.run_sync(digest.update, piece)
+    async with aclosing(read_large(row, size)) as pieces:
+        async for piece in pieces:
+            await anyio.to_thread.run_sync(digest.update, piece)
     return digest.digest()[:NAME_BYTES]

@@ -247,7 +247,9 @@ class LocalStorage:
     async def aclose(self) -> None:
         """Close the files that were kept open."""
         self._descriptors.clear()
-        await cancel_shielded_checkpoint()  # the event loop holds the last result, and with it a file, until its next turn
+        await (
+            cancel_shielded_checkpoint()
+        )  # the event loop holds the last result, and with it a file, until its next turn
 
     async def _read(self, key: str, call: Callable[[*_Args], _T], *args: *_Args) -> _T:
         with self._translated(key, "read"):

@@ -49,7 +49,7 @@ async def open_s3(config: S3Config, *, observe: Observer | None = None) -> S3Sto
 
     Raises:
         SettingsError: profile, certificates or endpoint do not work.
-        StorageDeniedError: the AWS chain's credentials could not be obtained.
+        StorageDeniedError: the AWS chain has no credentials, or could not obtain them.
     """
     return S3Storage(Requests(config, await acquire_endpoint(config.endpoint), observe))
 
@@ -172,13 +172,28 @@ class S3Storage:
         async for page in self._pages(prefix, "/"):
             objects += self._objects(page)
             prefixes += [item["Prefix"].removeprefix(self.config.root) for item in page.get("CommonPrefixes", [])]
-        return Level(tuple(objects), tuple(prefixes))
+        return Level(tuple(sorted(objects, key=_key)), tuple(sorted(prefixes)))
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """See `Storage.list`."""
+        """See `Storage.list`.
+
+        Stores that keep directories, such as SeaweedFS, list them by the names of the directories, without the slash that S3 sorts by. The two orders
+        agree on the first name, so what shares it is held back and sorted.
+        """
+        depth = prefix.rfind("/") + 1
+        held: builtins.list[ObjectInfo] = []
+        first = ""
         async for page in self._pages(prefix, ""):
             for info in self._objects(page):
-                yield info
+                if not info.key.startswith(first, depth):
+                    for each in sorted(held, key=_key):
+                        yield each
+                    held.clear()
+                if not held:
+                    first = info.key[depth:].partition("/")[0]
+                held.append(info)
+        for each in sorted(held, key=_key):
+            yield each
 
     async def delete(self, key: str) -> None:
         """See `Storage.delete`."""
@@ -277,3 +292,7 @@ class S3Storage:
             for item in page.get("Contents", [])
             if not item["Key"].endswith("/")  # a folder, as consoles and gateways mark it
         ]
+
+
+def _key(info: ObjectInfo) -> str:
+    return info.key

@@ -7,13 +7,17 @@ aiobotocore clients. What it sets, and why:
 - `signature_version` s3v4, because presigned URLs are SigV2 by default on custom endpoints.
 - Checksums only `when_required` on custom endpoints: several S3-compatible stores refuse or mangle the others.
 - `Expect: 100-continue` is unregistered: a silent peer hangs it.
-- Loading botocore's data blocks for a good part of a second, so it happens in a thread, as do the AWS configuration and certificates.
+- Loading botocore's data blocks for a good part of a second, so it happens in a thread, as does what reads files: the AWS configuration,
+  credentials and certificates.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import time
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import TYPE_CHECKING
 
 import anyio
@@ -22,7 +26,9 @@ from aiobotocore.session import AioSession
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 from botocore import handlers
+from botocore.exceptions import NoCredentialsError
 from botocore.httpsession import get_cert_path
+from botocore.loaders import Loader, create_loader
 
 from des.errors import StorageTimeoutError
 from des.storage.s3_errors import setup_error
@@ -49,7 +55,7 @@ class Endpoint:
     Attributes:
         options: what it was opened with.
         client: aiobotocore's client.
-        credentials: of the AWS chain; None where there are none, which shows at the first request.
+        credentials: of the AWS chain.
         budget: pays for retries.
     """
 
@@ -57,7 +63,7 @@ class Endpoint:
         self,
         options: EndpointOptions,
         client: S3Client,
-        credentials: AioCredentials | None,
+        credentials: AioCredentials,
         tls: ssl.SSLContext,
     ) -> None:
         """Wrap an open client; made by `acquire_endpoint`."""
@@ -73,7 +79,7 @@ class Endpoint:
         """Take one of the slots for requests; whoever took it calls `leave`.
 
         Args:
-            deadline: by `anyio.current_time`.
+            deadline: by `time.monotonic`.
 
         Raises:
             StorageTimeoutError: none became free in time.
@@ -81,7 +87,7 @@ class Endpoint:
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
-            with anyio.CancelScope(deadline=deadline) as scope:
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())) as scope:
                 await self._slots.acquire()
             if scope.cancelled_caught:
                 raise StorageTimeoutError(
@@ -137,7 +143,7 @@ async def acquire_endpoint(options: EndpointOptions) -> Endpoint:
 
     Raises:
         SettingsError: profile, certificates or endpoint do not work.
-        StorageDeniedError: the chain's credentials could not be obtained.
+        StorageDeniedError: the chain has no credentials, or could not obtain them.
     """
     registry = _registry.get(None)
     if registry is None:
@@ -193,16 +199,32 @@ async def _open(registry: _Registry, options: EndpointOptions) -> Endpoint:
             session.create_client("s3", region_name=region, endpoint_url=options.url, verify=verify, config=config)
         )
         client.meta.events.unregister("before-call.s3", handlers.add_expect_header)
-        endpoint = Endpoint(options, client, await session.get_credentials(), tls)
+        endpoint = Endpoint(options, client, await _load_credentials(session), tls)
         stack.pop_all()  # closed by the endpoint from here on
     return endpoint
 
 
+@cache
+def _loader(search_path: str | None) -> Loader:
+    """Return the reader of botocore's data, which keeps what it has read: the same for all sessions of the process."""
+    return create_loader(search_path)
+
+
 def _load_session(profile: str | None) -> AioSession:
     session = AioSession(profile=profile)
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.warm_up_loader_caches("s3")  # type: ignore[attr-defined] # the stubs do not have it yet
     session.get_scoped_config()  # reads and keeps the AWS configuration; raises where the profile is missing
+    asyncio.run(_load_credentials(session))  # in a loop of this thread's own, because most of the chain reads files
     return session
+
+
+async def _load_credentials(session: AioSession) -> AioCredentials:
+    """Walk the AWS chain; the session keeps what it finds."""
+    credentials = await session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError
+    return credentials
 
 
 def _tls_context(verify: str | None) -> ssl.SSLContext:

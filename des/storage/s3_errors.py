@@ -277,12 +277,12 @@ def _credentials_sentence(error: Exception) -> str:
 
 
 def _tls_sentence(error: Exception, subject: Subject) -> str:
-    certificate = next((e for e in _chain(error) if isinstance(e, ssl.SSLCertVerificationError)), None)
-    if certificate is not None:
-        return (
-            f"the TLS certificate of {subject.endpoint} is not trusted ({certificate.verify_message}); where a private"
-            " authority signed it, set DES_S3_CA_BUNDLE."
-        )
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError) and not isinstance(cause, aiohttp.ClientError):
+            return (
+                f"the TLS certificate of {subject.endpoint} is not trusted ({cause.verify_message}); where a private"
+                " authority signed it, set DES_S3_CA_BUNDLE."
+            )
     return f"TLS with {subject.endpoint} failed; check that DES_S3_ENDPOINT_URL should begin with https."
 
 

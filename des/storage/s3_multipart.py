@@ -154,7 +154,7 @@ class _Upload:
         if not self._id:
             return
         client = self._requests.endpoint.client
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _ABORT_SECONDS) as scope:
+        with anyio.move_on_after(_ABORT_SECONDS, shield=True) as scope:
             try:
                 await self._requests.call(
                     "abort_upload",

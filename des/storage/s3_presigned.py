@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,6 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import anyio
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import NoCredentialsError
 from botocore.utils import get_environ_proxies
 
 from des.storage.s3_errors import RefusedError, failure_of_body
@@ -104,7 +104,7 @@ class Signer:
             payer: value of `x-amz-request-payer`, None for none.
         """
         self.template = template
-        self.expires = anyio.current_time() + life
+        self.expires = time.monotonic() + life
         self._moment = moment.strftime("%Y%m%dT%H%M%SZ")
         day = self._moment[:8]
         self._scope = f"{day}/{template.region}/{template.service}/aws4_request"
@@ -199,7 +199,7 @@ class PresignedSource:
 
     async def _current(self, within: float) -> Signer | None:
         signer = self._signer
-        if signer is None or anyio.current_time() >= signer.expires:
+        if signer is None or time.monotonic() >= signer.expires:
             with anyio.fail_after(within):
                 async with self._lock:
                     if self._signer is signer:
@@ -211,8 +211,6 @@ class PresignedSource:
         """Make a new generation; None where the client is to read instead."""
         endpoint = self._requests.endpoint
         config = self._requests.config
-        if endpoint.credentials is None:
-            raise NoCredentialsError
         credentials = await endpoint.credentials.get_frozen_credentials()
         life = LIVES[0]
         chain: object = endpoint.credentials

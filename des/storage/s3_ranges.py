@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 Outcome = Literal["body", "unmodified", "past_end"]
 
+# As plain numbers: looking a member up costs more than comparing it, and this runs for every read.
+_OK = int(HTTPStatus.OK)
+_PARTIAL = int(HTTPStatus.PARTIAL_CONTENT)
+_NOT_MODIFIED = int(HTTPStatus.NOT_MODIFIED)
+_NOT_SATISFIABLE = int(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
 
@@ -115,14 +121,14 @@ class RangeRead:
         Raises:
             Failure: the reply is not believed.
         """
-        if status == HTTPStatus.NOT_MODIFIED and self._unless is not None and not self._answered:
+        if status == _NOT_MODIFIED and self._unless is not None and not self._answered:
             self.outcome = "unmodified"
             return
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if status == _NOT_SATISFIABLE:
             self._check_unsatisfied(headers.get("content-range", ""))
             self.outcome = "past_end"
             return
-        if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+        if status not in {_OK, _PARTIAL}:
             raise self._refused(f"answered {status}")
         first, last, total = self._extent(status, headers)
         if self._suffix and not self._answered:
@@ -156,7 +162,7 @@ class RangeRead:
 
     def _extent(self, status: int, headers: Mapping[str, str]) -> tuple[int, int, int]:
         length = headers.get("content-length", "")
-        if status == HTTPStatus.OK:
+        if status == _OK:
             if not length.isdecimal() or self._answered:
                 raise self._refused("answered 200 to a request for a range")
             return 0, int(length), int(length)

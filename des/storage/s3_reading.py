@@ -12,10 +12,12 @@ Progress: a piece of the body, 64 KiB of a stream or 256 KiB of a range that is 
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
+import anyio.lowlevel
 from botocore.exceptions import ClientError
 
 from des.storage.s3_errors import Failure, RefusedError
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 STREAM_PIECE_BYTES = 64 * 1024
 
 # What a reader decides on itself; every other error reply is a failure.
-BELIEVABLE = {
+BELIEVABLE: set[int] = {
     HTTPStatus.OK,
     HTTPStatus.PARTIAL_CONTENT,
     HTTPStatus.NOT_MODIFIED,
@@ -100,6 +102,8 @@ async def read_pieces(
                 try:
                     read.accept(reply.status, reply.headers)
                     while read.outcome == "body" and not read.complete:
+                        if attempt.size:  # data that is always there already would keep a cancellation out
+                            await anyio.lowlevel.checkpoint_if_cancelled()
                         want = min(unit, read.remaining)
                         piece = await reply.read(want, min(patience, attempts.seconds_left))
                         if not piece:
@@ -110,7 +114,7 @@ async def read_pieces(
                         if len(piece) >= want:
                             attempts.progressed()
                             if stream:
-                                attempts.deadline = anyio.current_time() + requests.config.request_timeout
+                                attempts.deadline = time.monotonic() + requests.config.request_timeout
                 finally:
                     reply.close()
         except RefusedError:

@@ -121,7 +121,7 @@ class Requests:
 
     def attempts(self, size: int) -> Attempts:
         """Begin a call that moves `size` bytes."""
-        return Attempts(self.endpoint.budget, anyio.current_time() + self.config.allowance(size))
+        return Attempts(self.endpoint.budget, time.monotonic() + self.config.allowance(size))
 
     async def call(
         self, verb: str, subject: Subject, request: Callable[[], Awaitable[T]], *, size: int = 0, extra: float = 0.0

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -58,7 +59,7 @@ class Attempts:
 
     Attributes:
         number: of the attempt under way, from 1.
-        deadline: when the request must be over, by `anyio.current_time`.
+        deadline: when the request must be over, by `time.monotonic`.
     """
 
     __slots__ = ("_budget", "_failed", "_paid", "deadline", "number")
@@ -74,7 +75,7 @@ class Attempts:
     @property
     def seconds_left(self) -> float:
         """Time until the deadline."""
-        return self.deadline - anyio.current_time()
+        return self.deadline - time.monotonic()
 
     async def retry(self, failure: Failure) -> None:
         """Wait before the next attempt, or give up.

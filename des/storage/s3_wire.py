@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
+HEADERS = ("content-length", "content-range", "etag", "retry-after", "transfer-encoding")
 # S3 and common gateways close idle connections after 5 to 20 s or more; one that is found closed costs a reconnect, no error.
 IDLE_SECONDS = 12.0
+
+_FINAL = int(HTTPStatus.OK)  # below it a reply is an interim one
+_WANTED_HEADERS = {name.encode("ascii") for name in HEADERS}
 
 
 class WireError(Exception):
@@ -60,7 +64,13 @@ class Origin:
 
 
 class Reply:
-    """One reply, while it arrives. Made by `Pool.get`; whoever got it closes it."""
+    """One reply, while it arrives. Made by `Pool.get`; whoever got it closes it.
+
+    Attributes:
+        status: of HTTP; 0 until the head is there.
+        headers: the fields named in `HEADERS`.
+        error: why there will be no more of it.
+    """
 
     __slots__ = ("_buffered", "_chunks", "_complete", "_connection", "_waiter", "_want", "error", "headers", "status")
 
@@ -259,11 +269,13 @@ class _Connection(asyncio.Protocol):
         self._headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        name = name.lower()
+        if name in _WANTED_HEADERS:
+            self._headers[name.decode("ascii")] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self._reply is not None and status >= HTTPStatus.OK:
+        if self._reply is not None and status >= _FINAL:
             self._reply.start(status, self._headers)
 
     def on_body(self, body: bytes) -> None:

@@ -266,9 +266,7 @@ class Scheduler:
         if any(participant.running or not participant.parked for participant in self._participants.values()):
             return
         waiting = [
-            (participant, parked)
-            for _, participant in sorted(self._participants.items(), key=lambda item: item[0])
-            for parked in participant.parked
+            (participant, parked) for participant in self._participants.values() for parked in participant.parked
         ]
         if waiting:
             participant, parked = self._random.choice(waiting)

@@ -11,7 +11,6 @@ from des.storage.opening import Target, open_storage, resolve_target
 from des.store.fileinfo import FileInfo, GetResult
 from des.store.found import FoundFile
 from des.store.store import ContentChangedError, Store
-from des.tasks import open_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +29,8 @@ async def open_store(target: Target = None, *, settings: Settings | None = None)
         settings: what else holds, such as limits; the environment where None.
 
     Yields:
-        The store. A missing descriptor shows at the first use, so that a service can start before its store exists.
+        The store. A missing descriptor shows at the first use, so that a service can start before its store exists. The context is
+        left by the task that entered it.
 
     Raises:
         SettingsError: a setting or the address is wrong.
@@ -39,8 +39,13 @@ async def open_store(target: Target = None, *, settings: Settings | None = None)
     resolved = resolve_target(target, settings)
     storage = await open_storage(resolved)
     try:
-        async with open_tasks() as tasks:
+        async with anyio.create_task_group() as tasks:
             yield Store(storage, resolved, tasks)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The store's own tasks keep their errors, so this one is the body's. It may be a group itself, which stays whole.
+        error = group.exceptions[0]
+        raise error from error.__cause__
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()

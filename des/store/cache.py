@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _UNSET = object()
+# What keeping a value costs besides its own weight, about: the key, the places in the tables, the objects around the bytes.
+ITEM_BYTES = 500
 
 
 class ByteLRU:
-    """A least-recently-used cache bounded by the bytes its values are said to weigh.
+    """A least-recently-used cache bounded by the bytes its values are said to weigh, and `ITEM_BYTES` for each.
 
     Attributes:
         max_bytes: the bound.
-        used_bytes: what the values weigh now.
+        used_bytes: what the values weigh now, those bytes included.
         hits: how many `get` calls found a value.
         misses: how many did not.
         evictions: how many values were pushed out.
@@ -43,9 +45,15 @@ class ByteLRU:
 
     def get(self, key: Hashable, kind: type[Value]) -> Value | None:
         """Return the value of a key and mark it as used; None where there is none of this kind."""
+        value = self.peek(key, kind)
+        if value is None:
+            self.misses += 1
+        return value
+
+    def peek(self, key: Hashable, kind: type[Value]) -> Value | None:
+        """Do as `get`, but count no miss: for whoever calls `get` next where there is nothing."""
         item = self._items.get(key)
         if item is None or not isinstance(item[0], kind):
-            self.misses += 1
             return None
         self._items.move_to_end(key)
         self.hits += 1
@@ -54,6 +62,7 @@ class ByteLRU:
     def put(self, key: Hashable, value: object, weight: int) -> None:
         """Keep a value; one that weighs more than the bound is not kept at all."""
         self.discard(key)
+        weight += ITEM_BYTES
         if weight > self.max_bytes:
             return
         self._items[key] = (value, weight)
@@ -121,4 +130,5 @@ class SingleFlight(Generic[Value]):
         finally:
             del self._flights[key]
             flight.landed.set()
+            del flight  # an error refers to this frame: the two must not keep each other alive
         return value

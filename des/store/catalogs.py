@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError
 from des.shard.catalog import CatalogRow, decode_chunk
 from des.shard.layout import TAIL_READ_BYTES, Identity
 from des.shard.reading import PageRef, Segment, parse_tail, tail_length
+from des.store.cache import ByteLRU, SingleFlight
 from des.store.heads import named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from des.storage.protocol import Storage
-    from des.store.cache import ByteLRU
+
+
+# What decoded objects take in memory beside their bytes, about.
+_SEGMENT_BYTES = 2_500
+_NAME_BYTES = 160
+_ROW_BYTES = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,12 @@ class LoadedSegment:
     key: str
     segment: Segment
     suffix: bytes
+
+    @property
+    def weight(self) -> int:
+        """Bytes it takes in memory, about."""
+        tables = self.segment.tables
+        return _SEGMENT_BYTES + len(self.suffix) + _NAME_BYTES * (len(tables.content_types) + len(tables.superseded))
 
 
 async def load_segment(storage: Storage, identity: Identity, name: bytes) -> LoadedSegment:
@@ -76,12 +89,14 @@ async def read_rows(storage: Storage, loaded: LoadedSegment) -> AsyncIterator[li
 
 
 class CatalogReader:
-    """Finds rows in catalogs, with tails and chunks kept in a cache."""
+    """Finds rows in catalogs, with tails and chunks kept in a cache, and each read once however many tasks want it."""
 
     def __init__(self, storage: Storage, cache: ByteLRU) -> None:
         """Read from `storage`, keep in `cache`."""
         self._storage = storage
         self._cache = cache
+        self._segment_flight: SingleFlight[LoadedSegment] = SingleFlight()
+        self._chunk_flight: SingleFlight[list[CatalogRow]] = SingleFlight()
 
     async def find(self, identity: Identity, name: bytes, file_ids: Iterable[bytes]) -> dict[bytes, CatalogRow]:
         """Return the rows of some files in one segment; a file that has none is missing from the answer.
@@ -108,14 +123,14 @@ class CatalogReader:
         key = ("segment", name)
         cached = self._cache.get(key, LoadedSegment)
         if cached is None:
-            cached = await load_segment(self._storage, identity, name)
-            self._cache.put(key, cached, len(cached.suffix))
+            cached = await self._segment_flight.run(key, partial(load_segment, self._storage, identity, name))
+            self._cache.put(key, cached, cached.weight)
         return cached
 
     async def _chunk(self, loaded: LoadedSegment, ref: PageRef) -> list[CatalogRow]:
         key = ("chunk", loaded.key, ref.offset)
         cached: list[CatalogRow] | None = self._cache.get(key, list)
         if cached is None:
-            cached = await read_chunk(self._storage, loaded, ref)
-            self._cache.put(key, cached, sum(600 + len(row.uid) + len(row.metadata) for row in cached))
+            cached = await self._chunk_flight.run(key, partial(read_chunk, self._storage, loaded, ref))
+            self._cache.put(key, cached, sum(_ROW_BYTES + 2 * len(row.uid) + len(row.metadata) for row in cached))
         return cached

@@ -81,10 +81,11 @@ class FoundFile:
     def info(self) -> FileInfo:
         """All of it as the public value, without user metadata."""
         entry = self.entry
-        day = datetime.strptime(self.identity.date, "%Y%m%d").replace(tzinfo=UTC)
+        date = self.identity.date
+        midnight = datetime(int(date[:4]), int(date[4:6]), int(date[6:]), tzinfo=UTC)
         return FileInfo(
             uid=self.uid,
-            created_at=day + timedelta(seconds=entry.second),
+            created_at=midnight + timedelta(seconds=entry.second),
             raw_size=entry.raw_size,
             stored_size=entry.stored_size,
             codec=entry.codec.wire_name,

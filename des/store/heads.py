@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 # A head of 2^22 files with all its tables is smaller than this.
 MAX_HEAD_BYTES = 512 << 20
 _ATTEMPTS = 5
-_SEGMENT_OBJECT_BYTES = 400  # what a decoded row of the segment table takes in memory, about
+# What the objects of decoded tables take in memory beside their bytes, about.
+_HEAD_BYTES = 2_500
+_SEGMENT_BYTES = 450
+_NAME_BYTES = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +35,46 @@ class LoadedHead:
     head: Head
     version: str
     suffix: memoryview
+    _checked: dict[PageRef, memoryview] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def weight(self) -> int:
         """Bytes it takes in memory, about."""
-        return len(self.suffix) + _SEGMENT_OBJECT_BYTES * (1 + len(self.head.tables.segments))
+        tables = self.head.tables
+        objects = _SEGMENT_BYTES * len(tables.segments) + _NAME_BYTES * (
+            len(tables.content_types) + len(tables.page_objects) + len(tables.commit_log) + 2 * len(tables.condemned)
+        )
+        return _HEAD_BYTES + len(self.suffix) + objects
 
     def page_that_came_along(self, ref: PageRef) -> memoryview | None:
-        """Return a checked page that is part of the suffix; None where it has to be read.
+        """Return a page that is part of the suffix, checked when it is first asked for; None where it has to be read.
 
         Raises:
             CorruptShardError: the page is damaged.
         """
-        start = ref.offset - (self.head.tail.object_size - len(self.suffix))
-        if start < 0 or ref.object_number:
-            return None
-        page = self.suffix[start : start + ref.length]
-        ref.check(page)
+        page = self._checked.get(ref)
+        if page is None:
+            start = ref.offset - (self.head.tail.object_size - len(self.suffix))
+            if start < 0 or ref.object_number:
+                return None
+            page = self.suffix[start : start + ref.length]
+            try:
+                ref.check(page)
+            except CorruptShardError as error:
+                raise named(error, self.head.identity.head_key) from error
+            self._checked[ref] = page
         return page
+
+    def find_page(self, file_id: bytes) -> PageRef | None:
+        """Return the only page that can hold a file; None proves that there is no such file.
+
+        Raises:
+            CorruptShardError: the directory points outside the object.
+        """
+        try:
+            return self.head.find_page(file_id)
+        except CorruptShardError as error:
+            raise named(error, self.head.identity.head_key) from error
 
     def find(self, page: memoryview | bytes, file_id: bytes) -> Entry | None:
         """Find a file in a checked page and check its entry against the tables.
@@ -57,9 +82,12 @@ class LoadedHead:
         Raises:
             CorruptShardError: the entry is not acceptable.
         """
-        entry = find_entry(page, file_id)
-        if entry is not None:
-            self.head.check_entry(entry)
+        try:
+            entry = find_entry(page, file_id)
+            if entry is not None:
+                self.head.check_entry(entry)
+        except CorruptShardError as error:
+            raise named(error, self.head.identity.head_key) from error
         return entry
 
 

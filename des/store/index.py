@@ -3,18 +3,21 @@
 Rules of this file:
 
 1. A cached fact is bound to the version it describes. Pages are read only at their head's version; a mismatch reads the head again.
-2. "Not found" is proof: a verified head that was asked for no earlier than `negative_ttl` before the call, or its absence under a readable
-   descriptor. Trouble of the storage is never "not found".
+2. "Not found" is proof: a verified head that was asked for no earlier than `negative_ttl` before the call, or its absence, and then under a
+   descriptor that was asked for no earlier either: where a whole store is out of reach, its heads look absent too. Trouble of the storage
+   is never "not found".
 3. However many tasks want the same head or page, one request fetches it.
+4. Times are `time.monotonic` seconds. A call says as of when it asks, so that its answer does not age while it works.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from des.errors import ObjectNotFoundError, PreconditionFailedError
+from des.errors import CorruptShardError, ObjectNotFoundError, PreconditionFailedError
 from des.routing import shard_index
 from des.shard.layout import Entry, Identity
 from des.storage.descriptor import Descriptor, require_descriptor
@@ -23,12 +26,16 @@ from des.store.heads import LoadedHead, load_head, read_page
 
 if TYPE_CHECKING:
     from des.settings import Settings
+    from des.shard.reading import PageRef
     from des.storage.protocol import Storage
+
+# Days and shards whose place is kept: it is asked for at every read, and computing it takes longer than the rest of finding it.
+_KEPT_PLACES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The outcome of looking for a head: its tail or None for its absence, asked for at `asked_at` (monotonic seconds)."""
+    """The outcome of looking for a head: its tail or None for its absence, asked for at `asked_at`."""
 
     loaded: LoadedHead | None
     asked_at: float
@@ -42,8 +49,9 @@ class Index:
         self._storage = storage
         self._settings = settings
         self._cache = cache
-        self._descriptor: tuple[Descriptor, float] | None = None
-        self._descriptor_flight: SingleFlight[Descriptor] = SingleFlight()
+        self._places: Places | None = None
+        self._described_at = 0.0
+        self._descriptor_flight: SingleFlight[None] = SingleFlight()
         self._head_flight: SingleFlight[Looked] = SingleFlight()
         self._page_flight: SingleFlight[bytes] = SingleFlight()
 
@@ -54,41 +62,63 @@ class Index:
             SettingsError: there is none, or it contradicts the settings.
             StorageError: the storage is unwell.
         """
-        if self._descriptor is not None and self._descriptor[1] >= time.monotonic() - self._settings.index_ttl:
-            return self._descriptor[0]
-        return await self._descriptor_flight.run("descriptor", self._read_descriptor)
+        return (await self.places(time.monotonic())).descriptor
 
-    async def _read_descriptor(self) -> Descriptor:
+    async def places(self, as_of: float) -> Places:
+        """Return where files lie, by a descriptor no older than `index_ttl` then. Errors as for `descriptor`."""
+        return await self._described(as_of - self._settings.index_ttl)
+
+    async def _described(self, not_before: float) -> Places:
+        while self._places is None or self._described_at < not_before:
+            await self._descriptor_flight.run("descriptor", self._read_descriptor)
+        return self._places
+
+    async def _read_descriptor(self) -> None:
         asked_at = time.monotonic()
         descriptor = await require_descriptor(self._storage)
         descriptor.check_n_bits(self._settings.n_bits)
-        self._descriptor = (descriptor, asked_at)
-        return descriptor
+        if self._places is None or self._places.descriptor != descriptor:
+            self._places = Places(descriptor)
+        self._described_at = asked_at
 
-    async def shard_of(self, identifier: bytes, day: str) -> Identity:
-        """Return the shard that holds a file_id on a day (YYYYMMDD).
+    def known(self, identifier: bytes, day: str, as_of: float) -> tuple[LoadedHead, Entry] | None:
+        """Return what `lookup` would where the caches suffice for it. None proves nothing.
+
+        Raises:
+            SettingsError, CorruptShardError: as for `lookup`.
+        """
+        not_before = as_of - self._settings.index_ttl
+        places = self._places
+        if places is None or self._described_at < not_before:
+            return None
+        looked = self._cache.peek(places.shard_of(identifier, day), Looked)
+        if looked is None or looked.asked_at < not_before or looked.loaded is None:
+            return None
+        loaded = looked.loaded
+        ref = loaded.find_page(identifier)
+        if ref is None:
+            return None
+        page = loaded.page_that_came_along(ref) or self._cache.peek(_page_key(loaded, ref), bytes)
+        entry = loaded.find(page, identifier) if page else None
+        return (loaded, entry) if entry else None
+
+    async def lookup(self, identifier: bytes, day: str, as_of: float) -> tuple[LoadedHead, Entry] | None:
+        """Return a file's entry and the head it stands in; None is proof that there is no such file.
+
+        Args:
+            identifier: the file_id.
+            day: YYYYMMDD.
+            as_of: when the caller was asked; facts may be older than this by their TTLs.
 
         Raises:
             SettingsError: the shard lies in another zone, or there is no store.
-            StorageError: the storage is unwell.
-        """
-        descriptor = await self.descriptor()
-        n_bits = descriptor.n_bits_on(day)
-        index = shard_index(identifier, n_bits)
-        descriptor.check_owned(index, n_bits)
-        return Identity(descriptor.store_id, day, n_bits, index)
-
-    async def lookup(self, identity: Identity, identifier: bytes) -> tuple[LoadedHead, Entry] | None:
-        """Return a file's entry and the head it stands in; None is proof that there is no such file.
-
-        Raises:
             CorruptShardError: the head or the page is damaged.
             StorageError: the storage is unwell.
         """
-        now = time.monotonic()
-        not_before = now - self._settings.index_ttl
-        proof = now - self._settings.negative_ttl
+        not_before = as_of - self._settings.index_ttl
+        proof = as_of - self._settings.negative_ttl
         while True:
+            identity = (await self.places(as_of)).shard_of(identifier, day)
             looked = await self.look(identity, not_before)
             if looked.loaded is not None:
                 try:
@@ -96,22 +126,39 @@ class Index:
                 except PreconditionFailedError:
                     not_before = time.monotonic()  # the head was replaced: only a newer look will do
                     continue
+                except ObjectNotFoundError as error:
+                    not_before = time.monotonic()
+                    await self.require_newer(looked.loaded, not_before, error)
+                    continue
                 if entry is not None:
                     return looked.loaded, entry
-            if looked.asked_at >= proof:
+                if looked.asked_at >= proof:
+                    return None
+            elif looked.asked_at >= proof and (await self._described(proof)).shard_of(identifier, day) == identity:
                 return None
-            not_before = proof
+            not_before = max(not_before, proof)
 
     async def look(self, identity: Identity, not_before: float) -> Looked:
-        """Return the head of a shard as it was asked for no earlier than `not_before` (monotonic seconds)."""
-        key = identity.head_key
+        """Return the head of a shard as it was asked for no earlier than `not_before`."""
         while True:
-            looked = self._cache.get(key, Looked)
+            looked = self._cache.get(identity, Looked)
             if looked is None or looked.asked_at < not_before:
                 known = looked.loaded if looked else None
-                looked = await self._head_flight.run(key, lambda known=known: self._ask(identity, known))  # type: ignore[misc]
+                looked = await self._head_flight.run(identity, partial(self._ask, identity, known))
             if looked.asked_at >= not_before:
                 return looked
+
+    async def require_newer(self, loaded: LoadedHead, not_before: float, cause: ObjectNotFoundError) -> None:
+        """Make sure that a head that points at an object that is gone is no longer the head.
+
+        Raises:
+            CorruptShardError: it is.
+            StorageError: the storage is unwell.
+        """
+        identity = loaded.head.identity
+        looked = await self.look(identity, not_before)
+        if looked.loaded is not None and looked.loaded.version == loaded.version:
+            raise CorruptShardError(f"{identity.head_key}: it points at an object that is gone. {cause}") from cause
 
     async def _ask(self, identity: Identity, known: LoadedHead | None) -> Looked:
         asked_at = time.monotonic()
@@ -120,18 +167,53 @@ class Index:
             looked = Looked(loaded or known, asked_at)
         except ObjectNotFoundError:
             looked = Looked(None, asked_at)
-        self._cache.put(identity.head_key, looked, looked.loaded.weight if looked.loaded else 100)
+        self._cache.put(identity, looked, looked.loaded.weight if looked.loaded else 0)
         return looked
 
     async def _entry(self, loaded: LoadedHead, identifier: bytes) -> Entry | None:
-        ref = loaded.head.find_page(identifier)
+        ref = loaded.find_page(identifier)
         if ref is None:
             return None
         page: memoryview | bytes | None = loaded.page_that_came_along(ref)
         if page is None:
-            key = (loaded.head.identity.head_key, ref.checksum, ref.first_key)
+            key = _page_key(loaded, ref)
             page = self._cache.get(key, bytes)
             if page is None:
-                page = await self._page_flight.run((key, loaded.version), lambda: read_page(self._storage, loaded, ref))
+                page = await self._page_flight.run(
+                    (key, loaded.version), partial(read_page, self._storage, loaded, ref)
+                )
                 self._cache.put(key, page, len(page))
         return loaded.find(page, identifier)
+
+
+def _page_key(loaded: LoadedHead, ref: PageRef) -> tuple[Identity, int, bytes]:
+    """Return what a page is kept by: its content and not its version, so that a commit leaves most of them in the cache."""
+    return loaded.head.identity, ref.checksum, ref.first_key
+
+
+class Places:
+    """Where files lie under one descriptor.
+
+    Attributes:
+        descriptor: the store's.
+    """
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        """Compute by `descriptor`."""
+        self.descriptor = descriptor
+        self._n_bits_on = lru_cache(_KEPT_PLACES)(descriptor.n_bits_on)
+        self._identity = lru_cache(_KEPT_PLACES)(partial(_owned_shard, descriptor))
+
+    def shard_of(self, identifier: bytes, day: str) -> Identity:
+        """Return the shard that holds a file_id on a day (YYYYMMDD).
+
+        Raises:
+            SettingsError: the shard lies in another zone.
+        """
+        n_bits = self._n_bits_on(day)
+        return self._identity(day, n_bits, shard_index(identifier, n_bits))
+
+
+def _owned_shard(descriptor: Descriptor, day: str, n_bits: int, index: int) -> Identity:
+    descriptor.check_owned(index, n_bits)
+    return Identity(descriptor.store_id, day, n_bits, index)

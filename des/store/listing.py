@@ -7,6 +7,7 @@ by page in bounded memory. A head that is replaced or a segment that is compacte
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from des.errors import (
@@ -20,14 +21,16 @@ from des.errors import (
 from des.routing import FILE_ID_BYTES, file_id, parse_day
 from des.shard.codecs import guess_content_type
 from des.shard.layout import ENTRY_BYTES, Entry, Identity, decode_entry, from_microseconds
+from des.shard.reading import check_page_order
 from des.store.fileinfo import FileInfo
 from des.store.found import DEFAULT_CONTENT_TYPE
-from des.store.heads import read_page
+from des.store.heads import named, read_page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from des.shard.catalog import CatalogRow
+    from des.shard.reading import Head, PageRef
     from des.storage.descriptor import Descriptor
     from des.storage.protocol import Storage
     from des.store.catalogs import CatalogReader
@@ -77,18 +80,34 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
     """
     n_bits = descriptor.n_bits_on(day)
     level = await storage.list_level(f"{day}/")
-    shards = []
-    for info in level.objects:
-        digits = info.key.removeprefix(f"{day}/").removesuffix(".des")
-        identity = _identity(descriptor, day, n_bits, digits)
-        if identity is None or identity.head_key != info.key:
-            raise CorruptShardError(f"{info.key}: no shard of a day with n_bits {n_bits} has this key.")
-        shards.append(identity)
-    heads = {identity.segment_prefix for identity in shards}
+    keys = {info.key for info in level.objects}
     for prefix in level.prefixes:
-        if prefix not in heads:
-            raise LostHeadError(f"{prefix} holds segments but its head is gone; run `des repair {prefix.rstrip('/')}`.")
+        key = f"{prefix.removesuffix('/')}.des"
+        if key not in keys:
+            keys.add(await _late_head(storage, prefix, key))
+    shards = []
+    for key in sorted(keys):
+        identity = _identity(descriptor, day, n_bits, key.removeprefix(f"{day}/").removesuffix(".des"))
+        if identity is None or identity.head_key != key:
+            raise CorruptShardError(f"{key}: no shard of a day with n_bits {n_bits} has this key.")
+        shards.append(identity)
     return shards
+
+
+async def _late_head(storage: Storage, prefix: str, key: str) -> str:
+    """Return the key of a head that a listing lacks although it has segments: a listing of many pages can miss a shard's beginning.
+
+    Raises:
+        LostHeadError: the head is not there.
+    """
+    try:
+        return (await storage.head(key)).key
+    except ObjectNotFoundError as error:
+        raise _lost_head(prefix) from error
+
+
+def _lost_head(prefix: str) -> LostHeadError:
+    return LostHeadError(f"{prefix} holds segments but its head is gone; run `des repair {prefix.rstrip('/')}`.")
 
 
 def _identity(descriptor: Descriptor, day: str, n_bits: int, digits: str) -> Identity | None:
@@ -96,33 +115,45 @@ def _identity(descriptor: Descriptor, day: str, n_bits: int, digits: str) -> Ide
         index = int(digits, 16)
     except ValueError:
         return None
-    return Identity(descriptor.store_id, day, n_bits, index) if index < 1 << n_bits else None
+    return Identity(descriptor.store_id, day, n_bits, index) if 0 <= index < 1 << n_bits else None
 
 
-async def list_day(store: Store, catalogs: CatalogReader, day: str, after: str | None) -> AsyncIterator[FileInfo]:
+async def list_day(
+    store: Store, catalogs: CatalogReader, day: str, after: str | None
+) -> AsyncGenerator[FileInfo, None]:
     """Carry out `Store.list`."""
     date = parse_day(day)
     cursor = parse_cursor(after)
-    for identity in await shards_of(store.storage, await store.index.descriptor(), date):
+    listed_at = time.monotonic()
+    with store.deadline():
+        shards = await shards_of(store.storage, await store.index.descriptor(), date)
+    for identity in shards:
         last = int.from_bytes(cursor[:2], "big") >> (16 - identity.n_bits) if cursor else -1
         if identity.shard_index < last:
             continue
-        async for info in _list_shard(store, catalogs, identity, cursor):
-            yield info
+        async with aclosing(_list_shard(store, catalogs, identity, cursor, listed_at)) as infos:
+            async for info in infos:
+                yield info
 
 
 async def _list_shard(
-    store: Store, catalogs: CatalogReader, identity: Identity, cursor: bytes
-) -> AsyncIterator[FileInfo]:
+    store: Store, catalogs: CatalogReader, identity: Identity, cursor: bytes, listed_at: float
+) -> AsyncGenerator[FileInfo, None]:
+    """List a shard whose head was listed at `listed_at` or later. No deadline is ever open across a `yield`."""
     attempts = 0
-    not_before = time.monotonic() - store.settings.negative_ttl
+    not_before = listed_at - store.settings.negative_ttl
     while True:
-        looked = await store.index.look(identity, not_before)
-        if looked.loaded is None:
-            return
+        with store.deadline():
+            looked = await store.index.look(identity, not_before)
+            if looked.loaded is None:
+                looked = await store.index.look(identity, listed_at)
+            if looked.loaded is None:
+                await _require_no_segments(store.storage, identity)
+                return
+        loaded = looked.loaded
         try:
-            for index in range(looked.loaded.head.directory.count):
-                for info in await _list_page(store, catalogs, looked.loaded, index, cursor):
+            for index in range(loaded.head.directory.count):
+                for info in await _list_page(store, catalogs, loaded, index, cursor):
                     attempts = 0
                     cursor = file_id(info.uid)
                     yield info
@@ -130,11 +161,20 @@ async def _list_shard(
             attempts += 1
             if attempts == _ATTEMPTS_WITHOUT_PROGRESS:
                 raise StorageUnavailableError(
-                    f"{identity.head_key} changes faster than it can be listed, or points at a missing segment; try again."
+                    f"{identity.head_key} changes faster than it can be listed; try again."
                 ) from error
             not_before = time.monotonic()
+            if isinstance(error, ObjectNotFoundError):
+                with store.deadline():
+                    await store.index.require_newer(loaded, not_before, error)
         else:
             return
+
+
+async def _require_no_segments(storage: Storage, identity: Identity) -> None:
+    """Make sure that a shard whose head has gone since it was listed is gone as a whole."""
+    if (await storage.list_level(identity.segment_prefix)).objects:
+        raise _lost_head(identity.segment_prefix)
 
 
 async def _list_page(
@@ -146,16 +186,30 @@ async def _list_page(
     ref = head.directory.ref(index)
     page: memoryview | bytes | None = loaded.page_that_came_along(ref)
     if page is None:
-        page = await read_page(store.storage, loaded, ref)
+        with store.deadline():
+            page = await read_page(store.storage, loaded, ref)
+    try:
+        live = _live_entries(head, ref, page, cursor)
+    except CorruptShardError as error:
+        raise named(error, head.identity.head_key) from error
+    rows: dict[bytes, CatalogRow] = {}
+    for segment in sorted({entry.segment for entry in live}):
+        ids = [entry.file_id for entry in live if entry.segment == segment]
+        with store.deadline():
+            rows |= await catalogs.find(head.identity, head.tables.segments[segment].name, ids)
+    return [_info(head.identity, loaded, entry, rows) for entry in live]
+
+
+def _live_entries(head: Head, ref: PageRef, page: memoryview | bytes, cursor: bytes) -> list[Entry]:
+    """Return the live entries behind a cursor on a page whose checksum is good, checked otherwise too."""
+    if ref.length != ref.items * ENTRY_BYTES:
+        raise CorruptShardError("a page does not hold as many entries as it says.")
+    check_page_order(page, ref)
     entries = [decode_entry(page, at) for at in range(0, len(page), ENTRY_BYTES)]
     live = [entry for entry in entries if not entry.deleted and entry.file_id > cursor]
     for entry in live:
         head.check_entry(entry)
-    rows: dict[bytes, CatalogRow] = {}
-    for segment in sorted({entry.segment for entry in live}):
-        ids = [entry.file_id for entry in live if entry.segment == segment]
-        rows |= await catalogs.find(head.identity, head.tables.segments[segment].name, ids)
-    return [_info(head.identity, loaded, entry, rows) for entry in live]
+    return live
 
 
 def _info(identity: Identity, loaded: LoadedHead, entry: Entry, rows: dict[bytes, CatalogRow]) -> FileInfo:

@@ -13,10 +13,16 @@ from des.shard.layout import Codec, checksum32
 from des.store.heads import named
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from des.shard.chunking import SeekTable
     from des.store.found import FoundFile
+
+
+def is_same_payload(one: FoundFile, other: FoundFile) -> bool:
+    """Tell whether two findings of one file describe the same stored bytes, wherever they lie."""
+    a, b = one.entry, other.entry
+    return (a.content_hash, a.checksum, a.codec, a.stored_size) == (b.content_hash, b.checksum, b.codec, b.stored_size)
 
 
 def check_stored(found: FoundFile, stored: bytes | memoryview) -> None:
@@ -45,7 +51,7 @@ def decode_stored(found: FoundFile, stored: bytes | memoryview, dictionary: byte
         raise named(error, found.segment_key) from error
 
 
-async def once(content: bytes) -> AsyncIterator[bytes]:
+async def once(content: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a content that is there already."""
     if content:
         yield content
@@ -53,7 +59,7 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
 
 async def decoded(
     found: FoundFile, table: SeekTable, beginning: bytes, pieces: AsyncIterator[bytes], start: int, end: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Cut the arriving bytes of a large payload into chunks, check and decode each, and yield `[start, end)` of the content.
 
     Raises:

@@ -8,16 +8,18 @@ Rules of this file:
 2. Payloads are checked before a byte is decoded or handed out.
 3. A segment that is gone means that the head is stale: read it again. Gone under an unchanged head means damage.
 4. One deadline covers a retrieval, however many requests it takes; a stream's covers the time to its first byte.
+5. A read that caches and the system's page cache can answer never waits; so that a loop over such reads lets others run and can be cancelled,
+   finding yields to the event loop every now and then.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from des.errors import (
@@ -40,7 +42,7 @@ from des.store.heads import named
 from des.store.index import Index
 from des.store.listing import list_day
 from des.store.many import get_many
-from des.store.payloads import check_stored, decode_stored, decoded, once
+from des.store.payloads import check_stored, decode_stored, decoded, is_same_payload, once
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
 # From here on a thread hop costs less than the decoding it takes off the loop (measured; README, "Performance").
 OFFLOAD_BYTES = 256 << 10
+# How long reads that never wait may keep the event loop from everything else, in seconds.
+_LONGEST_HOLD = 0.01
 
 
 class ContentChangedError(StorageUnavailableError):
@@ -77,6 +81,7 @@ class Store:
         self._catalogs = CatalogReader(storage, self.cache)
         self._dictionary_flight: SingleFlight[bytes] = SingleFlight()
         self._table_flight: SingleFlight[SeekTable] = SingleFlight()
+        self._yields_at = 0.0
 
     @property
     def backend(self) -> str:
@@ -99,9 +104,9 @@ class Store:
             InvalidRequestError: the uid or the time is not acceptable.
             SettingsError: there is no store, or it contradicts the settings.
         """
-        with self._deadline():
+        with self.deadline():
             while True:
-                found = await self._find(uid, created_at)
+                found = await self.find(uid, created_at)
                 try:
                     return await self._read(found)
                 except ContentChangedError:
@@ -118,15 +123,16 @@ class Store:
         Raises:
             Errors as for `get`.
         """
-        with self._deadline():
+        found = await self.find(uid, created_at)
+        if not metadata:
+            return found.info
+        with self.deadline():
             while True:
-                found = await self._find(uid, created_at)
-                if not metadata:
-                    return found.info
                 try:
                     return await self._with_metadata(found)
                 except ObjectNotFoundError as error:
-                    await self._refind(found, error)
+                    await self.index.require_newer(found.loaded, time.monotonic(), error)
+                    found = await self.find(uid, created_at)
 
     @asynccontextmanager
     async def stream(
@@ -150,15 +156,20 @@ class Store:
         if start < 0 or (end is not None and end < start):
             raise InvalidRequestError(f"the range {start} to {end} is impossible.")
         async with AsyncExitStack() as stack:
-            while True:
-                found = await self.find(uid, created_at)
-                stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
-                try:
-                    pieces = await stack.enter_async_context(self.open_range(found, min(start, stop), stop))
-                    break
-                except ContentChangedError:
-                    continue
+            with self.deadline():
+                pieces = await self._open_stream(stack, uid, created_at, start, end)
             yield pieces
+
+    async def _open_stream(
+        self, stack: AsyncExitStack, uid: Uid, created_at: CreatedAt, start: int, end: int | None
+    ) -> AsyncIterator[bytes]:
+        while True:
+            found = await self.find(uid, created_at)
+            stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
+            try:
+                return await stack.enter_async_context(self.open_range(found, min(start, stop), stop))
+            except ContentChangedError:
+                continue
 
     def get_many(self, files: Iterable[tuple[Uid, CreatedAt]]) -> AsyncIterator[GetResult]:
         """Read many files with as few requests as their places allow.
@@ -193,13 +204,43 @@ class Store:
             SettingsError: there is none, or it contradicts the settings.
             StorageError: the storage is unwell.
         """
-        with self._deadline():
+        with self.deadline():
             await self.index.descriptor()
 
-    async def find(self, uid: Uid, created_at: CreatedAt) -> FoundFile:
-        """Find a file by the index alone. Arguments and errors as for `get`."""
-        with self._deadline():
-            return await self._find(uid, created_at)
+    async def find(self, uid: Uid, created_at: CreatedAt, *, as_of: float | None = None) -> FoundFile:
+        """Find a file by the index alone.
+
+        Args:
+            uid: as for `get`.
+            created_at: as for `get`.
+            as_of: when it was asked for (`time.monotonic`), now where None: what is known may be older than that by its TTL.
+
+        Raises:
+            Errors as for `get`.
+        """
+        name = normalize_uid(uid)
+        day = date_dir(parse_created_at(created_at))
+        identifier = file_id(name)
+        now = time.monotonic()
+        if now >= self._yields_at:
+            await anyio.lowlevel.checkpoint()
+            self._yields_at = time.monotonic() + _LONGEST_HOLD
+        if as_of is None:
+            as_of = now
+        known = self.index.known(identifier, day, as_of)
+        if known is None:
+            with self.deadline():
+                known = await self.index.lookup(identifier, day, as_of)
+        if known is None:
+            raise NotFoundError(f"there is no file {name!r} on {day}.")
+        loaded, entry = known
+        if entry.deleted:
+            raise DeletedError(f"the file {name!r} of {day} was deleted.")
+        return FoundFile(name, loaded, entry)
+
+    def deadline(self) -> Deadline:
+        """Return a context that ends with a `StorageTimeoutError` after `request_timeout`."""
+        return Deadline(self.settings.request_timeout)
 
     async def read(self, found: FoundFile) -> bytes:
         """Return the content of a found file, verified and decoded.
@@ -208,15 +249,28 @@ class Store:
             ContentChangedError: it was replaced meanwhile, and what was found is gone; find it again.
             Errors as for `get`.
         """
-        with self._deadline():
+        with self.deadline():
             return await self._read(found)
 
     async def read_stored(self, found: FoundFile) -> bytes:
-        """Return the stored bytes of a found file that is not large, verified but not decoded. Errors as for `read`."""
-        with self._deadline():
-            found, stored = await self._stored(found)
-            check_stored(found, stored)
-            return stored
+        """Return the stored bytes of a found file that is not large, verified but not decoded: exactly those that `found` describes.
+
+        Raises:
+            ContentChangedError: it was replaced, or is stored in another way now; find it again.
+            Errors as for `read`.
+        """
+        with self.deadline():
+            while True:
+                try:
+                    stored = await self._stored(found)
+                except ObjectNotFoundError as error:
+                    again = await self._refind(found, error)
+                    if not is_same_payload(found, again):
+                        raise _changed(found) from error
+                    found = again
+                else:
+                    check_stored(found, stored)
+                    return stored
 
     @asynccontextmanager
     async def open_range(self, found: FoundFile, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -235,41 +289,31 @@ class Store:
             )
         if not found.is_large or start == end:
             content = await self.read(found) if start < end else b""
-            yield once(content[start:end])
+            async with aclosing(once(content[start:end])) as pieces:
+                yield pieces
             return
         async with AsyncExitStack() as stack:
-            yield await self._open_pieces(stack, found, start, end)
+            with self.deadline():
+                opened = await self._open_pieces(stack, found, start, end)
+            yield opened
 
     async def _open_pieces(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
         while True:
-            found, table = await self._open_large(found)
-            span = table.span(start, end)
-            first, last = found.entry.offset + span.start, found.entry.offset + span.end
             try:
+                table = await self._seek_table(found)
+                span = table.span(start, end)
+                first, last = found.entry.offset + span.start, found.entry.offset + span.end
                 pieces = await stack.enter_async_context(self.storage.stream_range(found.segment_key, first, last))
                 beginning = await anext(pieces, b"")
             except ObjectNotFoundError as error:
                 await stack.aclose()
                 found = await self._refind(found, error)
             else:
-                return decoded(found, table, beginning, pieces, start, end)
-
-    async def _find(self, uid: Uid, created_at: CreatedAt) -> FoundFile:
-        name = normalize_uid(uid)
-        instant = parse_created_at(created_at)
-        identifier = file_id(name)
-        identity = await self.index.shard_of(identifier, date_dir(instant))
-        found = await self.index.lookup(identity, identifier)
-        if found is None:
-            raise NotFoundError(f"there is no file {name!r} on {identity.date}.")
-        loaded, entry = found
-        if entry.deleted:
-            raise DeletedError(f"the file {name!r} of {identity.date} was deleted.")
-        return FoundFile(name, loaded, entry)
+                return await stack.enter_async_context(aclosing(decoded(found, table, beginning, pieces, start, end)))
 
     # ---- payloads -----------------------------------------------------------------------------------------------------------
 
-    async def decode(self, found: FoundFile, stored: bytes) -> bytes:
+    async def decode(self, found: FoundFile, stored: bytes | memoryview) -> bytes:
         """Check and decode the stored bytes of a found file, all of them.
 
         Raises:
@@ -284,23 +328,17 @@ class Store:
         return await anyio.to_thread.run_sync(decode_stored, found, stored, dictionary)
 
     async def _read(self, found: FoundFile) -> bytes:
-        found, stored = await self._stored(found)
-        return await self.decode(found, stored)
-
-    async def _stored(self, found: FoundFile) -> tuple[FoundFile, bytes]:
-        """Return the stored bytes of a payload, and where they were found in the end."""
         while True:
-            entry = found.entry
-            if not entry.stored_size:
-                return found, b""
             try:
-                stored = await self.storage.read_range(
-                    found.segment_key, entry.offset, entry.offset + entry.stored_size
-                )
+                return await self.decode(found, await self._stored(found))
             except ObjectNotFoundError as error:
                 found = await self._refind(found, error)
-                continue
-            return found, stored
+
+    async def _stored(self, found: FoundFile) -> bytes:
+        entry = found.entry
+        if not entry.stored_size:
+            return b""
+        return await self.storage.read_range(found.segment_key, entry.offset, entry.offset + entry.stored_size)
 
     async def _refind(self, found: FoundFile, cause: ObjectNotFoundError) -> FoundFile:
         """Find a file again whose segment is gone.
@@ -309,13 +347,11 @@ class Store:
             CorruptShardError: the head still points at the missing segment.
             ContentChangedError: the file has other content now.
         """
-        identity = found.identity
-        looked = await self.index.look(identity, time.monotonic())
-        if looked.loaded is not None and looked.loaded.version == found.loaded.version:
-            raise CorruptShardError(f"{found.segment_key}: the head points at a segment that is gone.") from cause
-        again = await self.index.lookup(identity, found.entry.file_id)
+        as_of = time.monotonic()
+        await self.index.require_newer(found.loaded, as_of, cause)
+        again = await self.index.lookup(found.entry.file_id, found.identity.date, as_of)
         if again is None or again[1].deleted or again[1].content_hash != found.entry.content_hash:
-            raise ContentChangedError(f"the file {found.uid!r} was replaced while it was read; try again.") from cause
+            raise _changed(found) from cause
         return FoundFile(found.uid, *again)
 
     async def _dictionary(self, found: FoundFile) -> bytes:
@@ -333,17 +369,10 @@ class Store:
                     raise CorruptShardError(f"{found.segment_key}: its dictionary is damaged.")
                 return data
 
-            dictionary = await self._dictionary_flight.run(key, read)
+            with self.deadline():
+                dictionary = await self._dictionary_flight.run(key, read)
             self.cache.put(key, dictionary, len(dictionary))
         return dictionary
-
-    async def _open_large(self, found: FoundFile) -> tuple[FoundFile, SeekTable]:
-        with self._deadline():
-            while True:
-                try:
-                    return found, await self._seek_table(found)
-                except ObjectNotFoundError as error:
-                    found = await self._refind(found, error)
 
     async def _seek_table(self, found: FoundFile) -> SeekTable:
         start, end = SeekTable.place(found.entry)
@@ -370,5 +399,6 @@ class Store:
             raise CorruptShardError(f"{found.segment_key}: its catalog lacks a file of the head.")
         return replace(found.info, metadata=row.metadata_object())
 
-    def _deadline(self) -> Deadline:
-        return Deadline(self.settings.request_timeout)
+
+def _changed(found: FoundFile) -> ContentChangedError:
+    return ContentChangedError(f"the file {found.uid!r} was replaced while it was read; try again.")

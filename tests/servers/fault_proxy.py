@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from des.settings import Settings
@@ -284,9 +285,15 @@ class Hold:
 
     async def __call__(self, exchange: Exchange) -> None:
         self.reached.set()
-        await self.release.wait()
-        await exchange.forward()
-        await exchange.reply()
+        waits = {asyncio.create_task(self.release.wait()), asyncio.create_task(exchange.client_gone.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.release.is_set():
+            await exchange.forward()
+            await exchange.reply()
 
 
 @dataclass(slots=True)
@@ -341,22 +348,22 @@ class FaultProxy:
         self.endpoint = ""
         self._server = server
         self._faults: list[Fault] = []
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._changed = asyncio.Condition()
         self._handlers: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
-    async def before(cls, server: S3Server) -> AsyncIterator[FaultProxy]:
-        """Run a proxy before a server, until the context ends."""
+    async def before(cls, server: S3Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultProxy]:
+        """Run a proxy before a server, until the context ends; with `tls` it speaks https to its clients."""
         proxy = cls(server)
-        listener = await asyncio.start_server(proxy._accept, "127.0.0.1", 0, limit=_PIECE, backlog=1024)  # noqa: SLF001
-        proxy.endpoint = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        listener = await asyncio.start_server(proxy._accept, "127.0.0.1", 0, limit=_PIECE, backlog=1024, ssl=tls)
+        port = listener.sockets[0].getsockname()[1]
+        proxy.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         try:
             yield proxy
         finally:
             listener.close()
-            handlers = tuple(proxy._handlers)  # noqa: SLF001
+            handlers = tuple(proxy._handlers)
             for handler in handlers:
                 handler.cancel()
             await asyncio.gather(*handlers, return_exceptions=True)
@@ -380,11 +387,11 @@ class FaultProxy:
         finally:
             self._faults.remove(fault)
 
-    def config(self, bucket: str, **changes: Any) -> S3Config:
+    def config(self, bucket: str, **changes: Any) -> S3Config:  # noqa: ANN401 - any of its fields
         """Return a place behind this proxy."""
         return self._server.config(bucket, endpoint_url=self.endpoint, **changes)
 
-    def settings(self, bucket: str, **changes: Any) -> Settings:
+    def settings(self, bucket: str, **changes: Any) -> Settings:  # noqa: ANN401 - any of its fields
         """Return settings that name a place behind this proxy."""
         return self._server.settings(bucket, s3_endpoint_url=self.endpoint, **changes)
 
@@ -395,7 +402,18 @@ class FaultProxy:
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
-        await self._idle.wait()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.in_flight == 0)
+
+    async def quiet(self) -> None:
+        """Wait until no client is connected any more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.connections == 0)
+
+    async def arrived(self, count: int) -> None:
+        """Wait until so many requests have arrived in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.requests) >= count)
 
     async def whole_object(self, request: Request) -> dict[str, Any]:
         """Return body and ETag of the object a request is about."""
@@ -425,11 +443,12 @@ class FaultProxy:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # either side went away; a cancelled handler ends the same way, which is what its canceller waits for
         finally:
-            self._handlers.discard(handler)
-            self.connections -= 1
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
+            self.connections -= 1
+            await self._note()
+            self._handlers.discard(handler)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         begun = b""
@@ -438,7 +457,7 @@ class FaultProxy:
             self.requests.append(request)
             self.in_flight += 1
             self.peak = max(self.peak, self.in_flight)
-            self._idle.clear()
+            await self._note()
             client_gone = asyncio.Event()
             watcher = asyncio.create_task(_watch(reader, client_gone))
             try:
@@ -447,11 +466,14 @@ class FaultProxy:
                 watcher.cancel()
                 await asyncio.wait([watcher])
                 self.in_flight -= 1
-                if not self.in_flight:
-                    self._idle.set()
+                await self._note()
             if client_gone.is_set():
                 return
             begun = b"" if watcher.cancelled() else watcher.result()
+
+    async def _note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     def _effect(self, request: Request) -> Effect:
         for fault in self._faults:

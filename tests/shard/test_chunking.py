@@ -161,6 +161,18 @@ def test_seek_tables_that_lie() -> None:
             decode_large(*forged(entry, stored, lie))
 
 
+def test_what_a_seek_table_itself_refuses() -> None:
+    entry, stored = encode_large(text(MIB + 10))
+    items = items_of(entry, stored)
+    good = stored[-seek_table_bytes(entry.raw_size) :]
+    longer = struct.pack("<II", items[0][0] + 1, items[0][1]) + good[8:]
+    for table, sentence in ((good[:-8], "cut short"), (good + bytes(8), "cut short"), (longer, "does not add up")):
+        with pytest.raises(CorruptShardError, match=sentence):
+            SeekTable(entry._replace(checksum=checksum32(table)), table)
+    with pytest.raises(CorruptShardError, match="checksum is wrong"):
+        SeekTable(entry, longer)
+
+
 def test_a_chunk_longer_than_its_content_is_refused_before_it_is_read() -> None:
     # One chunk that claims the whole payload would have to be held in memory, however long the payload is.
     raw_size = 1 << 30

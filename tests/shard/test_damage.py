@@ -44,9 +44,9 @@ OLD = [
 ]
 NEW = [
     Sample("replaced", b"the new content " * 20, MIDNIGHT + 2, "a/b", flags=Flag.REPLACED),
-    Sample("empty", b""),
+    Sample("ünïcode/../ %2F 日本", WORDS * 4 + RAW),
     Sample("stored raw", RAW[:20], metadata='{"é":"日本"}'.encode()),
-    Sample("ünïcode/../ %2F 日本", WORDS + RAW),
+    Sample("empty", b""),
 ]
 LARGE = [Sample("large", (WORDS * 20_000)[: (1 << 20) + 5], MIDNIGHT + 5, "text/plain"), Sample("zstd", WORDS * 5)]
 COMPRESSIONS = [Compression("zstd", dictionary=DICTIONARY), Compression("lz4"), Compression("none")]

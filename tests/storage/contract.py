@@ -256,6 +256,10 @@ class StorageContract:
         assert len(set(versions)) == 20
         assert "" not in versions
 
+    async def test_version_changes_with_the_size_alone(self, storage: Storage) -> None:
+        versions = [await storage.put(KEY, b"0" * size, Overwrite()) for size in (63, 64, 65, 1000)]
+        assert len(set(versions)) == 4
+
     @pytest.mark.parametrize("existing", [False, True], ids=["if_absent", "if_version"])
     async def test_one_of_many_writers_wins(self, storage: Storage, existing: bool) -> None:
         mode: PutMode = IfVersion(await storage.put(KEY, b"before", Overwrite())) if existing else IfAbsent()

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import gc
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -246,53 +247,53 @@ class TestDurability:
         assert files_under(base) == set()
 
     async def test_kill_at_any_call(self, tmp_path: Path) -> None:
-        limiter = anyio.CapacityLimiter(4)
-        completed: list[int] = []
-
-        async def crash(step: int) -> None:
-            base = tmp_path / str(step)
-            storage = LocalStorage(base)
-            await storage.put(KEY, b"old", IfAbsent())
-            async with limiter:
-                command = [sys.executable, "-c", DYING_WRITER, str(base), KEY, str(step)]
-                done = await anyio.run_process(command, cwd=CHECKOUT, check=False)
-            if done.returncode == 0:
-                completed.append(step)
-            else:
-                assert done.returncode == -9, done.stderr.decode()
-            assert (base / KEY).read_bytes() in ({b"new"} if done.returncode == 0 else {b"old", b"new"})
-            assert await list_keys(storage) == [KEY]
-            await storage.put(KEY, b"newer", IfVersion((await storage.head(KEY)).version))
-
-        async with anyio.create_task_group() as tasks:
-            for step in range(1, 19):
-                tasks.start_soon(crash, step)
-        assert completed, "the steps do not reach the end"
-        assert len(completed) < 10, "few steps were hit"
+        done = await anyio.run_process(
+            [sys.executable, "-c", DYING_WRITERS, str(tmp_path), KEY], cwd=CHECKOUT, stderr=None
+        )
+        statuses = [int(line) for line in done.stdout.split()]
+        assert len(statuses) > 8
+        assert statuses == [-signal.SIGKILL] * (len(statuses) - 1) + [0]
+        seen: set[bytes] = set()
+        for step, status in enumerate(statuses, start=1):
+            local = LocalStorage(tmp_path / str(step))
+            suffix = await local.read_suffix(KEY, 100)
+            assert suffix is not None
+            assert suffix.data in ({b"old", b"new"} if status else {b"new"})
+            assert await list_keys(local) == [KEY]
+            await local.put(KEY, b"newer", IfVersion(suffix.version))
+            seen.add(suffix.data)
+        assert seen == {b"old", b"new"}
 
 
-DYING_WRITER = """
-import asyncio, os, signal, sys
+DYING_WRITERS = """
+import asyncio, itertools, os, signal, sys
 from pathlib import Path
 from des.storage.local import LocalStorage
-from des.storage.protocol import Overwrite
+from des.storage.protocol import IfAbsent, Overwrite
 
-calls = 0
-def dying(act):
+def dying(act, steps, last):
     def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == int(sys.argv[3]):
+        if next(steps) == last:
             os.kill(os.getpid(), signal.SIGKILL)
         return act(*args, **kwargs)
     return call
 
-async def write():
+async def write(base, last):
+    await LocalStorage(base).put(sys.argv[2], b"old", IfAbsent())
+    steps = itertools.count(1)
     for name in ("close", "fsync", "mkdir", "open", "replace", "write"):
-        setattr(os, name, dying(getattr(os, name)))
-    await LocalStorage(Path(sys.argv[1])).put(sys.argv[2], b"new", Overwrite())
+        setattr(os, name, dying(getattr(os, name), steps, last))
+    await LocalStorage(base).put(sys.argv[2], b"new", Overwrite())
 
-asyncio.run(write())
+for last in range(1, 100):
+    child = os.fork()
+    if child == 0:
+        asyncio.run(write(Path(sys.argv[1], str(last)), last))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+    if status == 0:
+        break
 """
 
 
@@ -301,7 +302,7 @@ class TestProcesses:
         await local.put(KEY, b"0", IfAbsent())
 
         async def count() -> None:
-            command = [sys.executable, "-c", COUNTER, local.address, KEY, "25"]
+            command = [sys.executable, "-c", COUNTER, local.address, KEY, "10"]
             await anyio.run_process(command, cwd=CHECKOUT, stderr=None)
 
         async with anyio.create_task_group() as tasks:
@@ -309,7 +310,7 @@ class TestProcesses:
             tasks.start_soon(count)
         suffix = await local.read_suffix(KEY, 64)
         assert suffix is not None
-        assert suffix.data == b"50"
+        assert suffix.data == b"20"
 
     async def test_lock_of_another_process_is_waited_for_off_the_loop(
         self, local: LocalStorage, monkeypatch: pytest.MonkeyPatch
@@ -562,11 +563,16 @@ class TestReading:
         await local.put(KEY, b"1", Overwrite())
         (base / ".des-tmp-0123").write_bytes(b"left behind")
         (base / "20240131/.des-tmp-4567").write_bytes(b"left behind")
-        (base / "link").symlink_to("nowhere")
+        for number in range(20):
+            (base / f"link{number:02}").symlink_to("nowhere")
+            (base / f"object{number:02}").write_bytes(b"1")
         os.mkfifo(base / "pipe")
-        assert await list_keys(local) == [KEY]
+        objects = [f"object{number:02}" for number in range(20)]
+        assert await list_keys(local) == [KEY, *objects]
         assert await list_keys(local, ".") == []
-        assert await local.list_level("") == Level((), ("20240131/",))
+        level = await local.list_level("")
+        assert [info.key for info in level.objects] == objects
+        assert level.prefixes == ("20240131/",)
 
 
 class TestOpenFiles:

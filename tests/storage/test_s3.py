@@ -17,8 +17,31 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 
 class TestOnSeaweedFS(StorageContract):
-    @pytest.fixture(params=["auto", "off"])
-    async def storage(self, request: pytest.FixtureRequest, seaweedfs: S3Server, bucket: str) -> AsyncIterator[Storage]:
-        storage = await open_s3(seaweedfs.config(bucket, prefix="/a/store/", presigned=request.param))
+    @pytest.fixture
+    async def storage(self, seaweedfs: S3Server, bucket: str) -> AsyncIterator[Storage]:
+        storage = await open_s3(seaweedfs.config(bucket, prefix="/a/store/"))
+        yield storage
+        await storage.aclose()
+
+    async def test_a_prefix_goes_with_its_last_object(self, storage: Storage) -> None:
+        pytest.skip("SeaweedFS goes on listing an emptied directory as a prefix for two minutes")
+
+
+class TestThroughTheClientAlone(TestOnSeaweedFS):
+    LISTED = 10
+
+    @pytest.fixture
+    async def storage(self, seaweedfs: S3Server, bucket: str) -> AsyncIterator[Storage]:
+        storage = await open_s3(seaweedfs.config(bucket, presigned="off"))
+        yield storage
+        await storage.aclose()
+
+
+class TestOnMoto(StorageContract):
+    LISTED = 10
+
+    @pytest.fixture
+    async def storage(self, moto: S3Server, s3_credentials: None) -> AsyncIterator[Storage]:
+        storage = await open_s3(moto.config(moto.make_bucket(), prefix="a/store"))
         yield storage
         await storage.aclose()

@@ -273,8 +273,9 @@ class TestScheduler:
         await inner.put(KEY, b"1", IfAbsent())
 
         async def look(storage: Storage) -> None:
-            for _ in range(5):
-                await storage.head(KEY)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(storage.head, KEY)
 
         storages = {name: ScheduledStorage(Watching(inner), scheduler, name) for name in "abc"}
         await scheduler.run({name: partial(look, storage) for name, storage in storages.items()})

@@ -1,6 +1,6 @@
-"""How the service logs: one line per record on stderr, as text for people or as JSON for machines.
+"""The log of a process: one line a record on stderr, as text for people or as JSON for machines.
 
-A record that carries `fields` (the access log's do) becomes these fields in JSON, and its own message as text.
+A record that carries `fields` (an access log's do) becomes these fields in JSON, and its own message as text.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""What several verbs share: the store they work on, the file they are about, and the form of their answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from des.logs import configure_logging
+from des.settings import Settings
+from des.storage.opening import resolve_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Function = TypeVar("_Function", bound="Callable[..., object]")
+
+
+def store_option(function: _Function) -> _Function:
+    """Add `--store`; the one before the verb holds where there is none after it."""
+    return click.option(
+        "--store", metavar="DIR|s3://…", callback=_or_before_the_verb, help="The store. Default: what DES_* says."
+    )(function)
+
+
+def _or_before_the_verb(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    before: str | None = context.find_root().params.get("store") if value is None else value
+    return before
+
+
+def file_arguments(function: _Function) -> _Function:
+    """Add UID and `--created-at`."""
+    created_at = click.option(
+        "--created-at",
+        required=True,
+        metavar="T",
+        help="RFC 3339 time with zone, or a date; its UTC day is part of the file's name.",
+    )
+    return click.argument("uid")(created_at(function))
+
+
+def json_option(function: _Function) -> _Function:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(function)
+
+
+def settings_for(store: str | None, **overrides: object) -> Settings:
+    """Read the settings, let the log follow them, and point them at a store.
+
+    Args:
+        store: a directory or `s3://` address; None for what the settings say.
+        overrides: settings that options gave; None where one was not given.
+
+    Raises:
+        SettingsError: a setting or the address is wrong.
+    """
+    settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
+    configure_logging(settings)
+    return resolve_target(store, settings)

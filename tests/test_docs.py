@@ -1,0 +1,136 @@
+"""README names every setting, route, verb, flag, exit status, metric and make verb there is, and none that there is not."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+from des.cli import des
+from des.console import EXIT_STATUSES
+from des.http import create_app
+from des.metrics import INSTRUMENTS
+from des.settings import Settings, variable_names
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Endings under which a histogram's series show up.
+SERIES = ("", "_bucket", "_count", "_sum")
+
+
+def code(text: str) -> set[str]:
+    """Return what stands between backticks in a text, without fenced blocks."""
+    return set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+
+
+@cache
+def section(heading: str) -> str:
+    """Return the text under a heading of the second level."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
+    assert found, f"README has no section {heading!r}"
+    return found[1]
+
+
+def verbs() -> dict[str, click.Command]:
+    assert isinstance(des, click.Group)
+    context = click.Context(des)
+    found = {name: des.get_command(context, name) for name in des.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+def flags(command: click.Command) -> list[set[str]]:
+    """Return the flags of a command that are its own, each in all its spellings."""
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    spellings = [{*option.opts, *option.secondary_opts} for option in options]
+    return [one for one in spellings if one.isdisjoint({"--help", "--version", "--store"})]
+
+
+def described(verb: str) -> str:
+    """Return what README says of a verb: its row of the table, and of `pack` the section of its own."""
+    rows = [line for line in section("Command line").splitlines() if re.match(rf"\| `des {verb}\b", line)]
+    assert len(rows) == 1, f"the table of commands has no row, or several, for `des {verb}`"
+    return rows[0] + (section("Packing") if verb == "pack" else "")
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", "\n".join(code(text))))
+
+
+@pytest.mark.parametrize("name", variable_names())
+def test_every_setting_is_named(name: str) -> None:
+    assert name in code(section("Settings"))
+
+
+def test_no_other_setting_is_named() -> None:
+    assert set(re.findall(r"\bDES_[A-Z0-9_]+\b", README)) <= set(variable_names())
+
+
+def routes() -> list[tuple[str, str]]:
+    app = create_app(Settings())
+    found = []
+    for route in app.routes:
+        path = re.sub(r":\w+}", "}", getattr(route, "path", ""))
+        found += [(method, path) for method in sorted(getattr(route, "methods", None) or ())]
+    return found
+
+
+def test_there_are_routes() -> None:
+    assert ("GET", "/files/{uid}") in routes()
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+def test_every_route_is_named(method: str, path: str) -> None:
+    rows = [line.split("|")[1] for line in section("HTTP").splitlines() if line.startswith("| `")]
+    named = {
+        (verb, found.partition("?")[0])
+        for row in rows
+        for found in re.findall(r"(/[^` ]*)`", row)
+        for verb in re.findall(r"\b[A-Z]+\b", row)
+    }
+    # Starlette answers HEAD wherever it answers GET; only where that matters is it named.
+    assert (method, path) in named or (method == "HEAD" and ("GET", path) in named)
+
+
+def test_both_spellings_of_a_file_are_named() -> None:
+    rows = section("HTTP")
+    assert "/files/{uid}?created_at=" in rows
+    assert "/files?uid=" in rows
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_verb_and_its_flags_are_named_and_no_others(verb: str) -> None:
+    named, known = flags_in(described(verb)), flags(verbs()[verb])
+    assert [spellings for spellings in known if spellings.isdisjoint(named)] == [], "README lacks flags"
+    assert {flag for flag in named if flag.startswith("--")} <= set().union(*known), "README has flags of its own"
+
+
+def test_the_store_option_is_named() -> None:
+    assert "--store" in flags_in(section("Command line"))
+
+
+@pytest.mark.parametrize("status", EXIT_STATUSES)
+def test_every_exit_status_is_named(status: int) -> None:
+    assert f"**{status}**" in section("Command line")
+
+
+@pytest.mark.parametrize("name", [instrument.name for instrument in INSTRUMENTS])
+def test_every_metric_is_named(name: str) -> None:
+    assert name in {found.partition("{")[0] for found in code(README)}
+
+
+def test_no_other_metric_is_named() -> None:
+    named = {found.partition("{")[0] for found in code(README) if re.fullmatch(r"des_[a-z0-9_]+(\{.*)?", found)}
+    assert named <= {instrument.name + ending for instrument in INSTRUMENTS for ending in SERIES}
+
+
+def make_verbs() -> list[str]:
+    return re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", make_verbs())
+def test_every_make_verb_is_named(verb: str) -> None:
+    assert re.search(rf"\bmake {verb}\b", README)
