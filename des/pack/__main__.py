@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +13,14 @@ import click
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
-from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError
+from des.console import run_command, say, write_line
+from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
 from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.shard.codecs import CodecName, Compression
 from des.storage.opening import open_storage, resolve_target
+from des.tasks import open_tasks
 
 if TYPE_CHECKING:
     from des.pack.decisions import OnConflict
@@ -132,15 +135,23 @@ def pack_command(
             stack.callback(shown.close)
             progress = shown
         try:
-            anyio.run(_run, settings, job, report, progress)
-        finally:
-            if as_json and report.files:
-                click.echo(report.to_json())
-    if as_json and not report.files:
-        click.echo(report.to_json())
-    if not quiet and not as_json:
-        console.print(summary_table(report))
+            stopped_by = anyio.run(_run, settings, job, report, progress)
+        except StorageError:
+            _conclude(report, console, as_json=as_json, quiet=quiet)
+            say("packing stopped; run the same command again: what is done is skipped.")
+            raise
+    _conclude(report, console, as_json=as_json, quiet=quiet)
+    if stopped_by is not None:
+        say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
+        return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        write_line(report.to_json())
+    elif not quiet:
+        console.print(summary_table(report))
 
 
 def _open_errors(path: Path) -> TextIO:
@@ -150,20 +161,31 @@ def _open_errors(path: Path) -> TextIO:
         raise SettingsError(f"--errors {path} cannot be written: {error.strerror}.") from error
 
 
-async def _run(settings: Settings, job: PackJob, report: Report, progress: Progress) -> None:
+async def _run(settings: Settings, job: PackJob, report: Report, progress: Progress) -> signal.Signals | None:
+    """Pack until done or told to stop; return the signal that said so. Shards under way are abandoned: they stay as they were."""
+    stopped_by: signal.Signals | None = None
+
+    async def stop_on_signal(scope: anyio.CancelScope) -> None:
+        nonlocal stopped_by
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                stopped_by = number
+                scope.cancel()
+
     storage: Storage = await open_storage(settings)
     try:
         report.store = storage.address
-        await pack(storage, job, report, progress)
+        async with open_tasks() as tasks:
+            tasks.start_soon(stop_on_signal, tasks.cancel_scope)
+            await pack(storage, job, report, progress)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()
+    return stopped_by
 
 
 def main() -> None:
     """Entry point of `des-pack`."""
-    from des.cli import run_command  # noqa: PLC0415 - the command line imports this module
-
     run_command(pack_command)
 
 

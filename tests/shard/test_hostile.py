@@ -203,7 +203,7 @@ def read_all(head: bytes, segments: dict[bytes, bytes]) -> dict[bytes, tuple[Ent
     return contents
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(lies())
 def test_lies_are_refused_or_harmless(lie: tuple[str, bytes]) -> None:
     name, data = lie

@@ -68,7 +68,7 @@ def check(tables: HeadTables, encoded: bytes, model: Model) -> None:
     assert len(set(tables.content_types)) == len(tables.content_types)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.integers(1, 8), st.integers(1, 60))
 def test_against_a_dict(rng: random.Random, commits: int, universe: int) -> None:
     keys = [rng.randbytes(1) * 15 + bytes([n]) for n in range(universe)]
