@@ -63,6 +63,9 @@ STORAGE_REQUESTS = Instrument(
 STORAGE_BYTES = Instrument(
     "des_storage_bytes_total", "counter", "Bytes to and from the storage", ("place", "direction")
 )
+STORAGE_RETRIES = Instrument(
+    "des_storage_retries_total", "counter", "Storage requests that were not the first attempt", ("place", "verb")
+)
 CACHE_HITS = Instrument("des_cache_hits_total", "counter", "Cache lookups that found something")
 CACHE_MISSES = Instrument("des_cache_misses_total", "counter", "Cache lookups that found nothing")
 CACHE_EVICTIONS = Instrument("des_cache_evictions_total", "counter", "Values pushed out of the cache")
@@ -80,6 +83,7 @@ INSTRUMENTS = (
     RANGE_CALLS,
     STORAGE_REQUESTS,
     STORAGE_BYTES,
+    STORAGE_RETRIES,
     CACHE_HITS,
     CACHE_MISSES,
     CACHE_EVICTIONS,
@@ -265,9 +269,39 @@ class CacheMeter:
             self._used_bytes = cache.used_bytes
 
 
-def metered(storage: Storage) -> Storage:
-    """Return the storage with its calls counted; the storage itself where nobody counts."""
-    return MeteredStorage(storage) if _registry.is_active else storage
+def metered(storage: Storage, *, reports_requests: bool = False) -> Storage:
+    """Return the storage with its calls counted; the storage itself where nobody counts.
+
+    Args:
+        storage: the backend.
+        reports_requests: it reports each of its requests by `request_made` itself, retries included.
+    """
+    return MeteredStorage(storage, reports_requests=reports_requests) if _registry.is_active else storage
+
+
+def request_made(place: str, record: RequestRecord) -> None:
+    """Count a request that a storage reports itself."""
+    _registry.add(STORAGE_REQUESTS, 1, place, record.verb, record.status)
+    if record.attempt > 1:
+        _registry.add(STORAGE_RETRIES, 1, place, record.verb)
+    if record.size:
+        _registry.add(STORAGE_BYTES, record.size, place, "read" if record.verb in _READING_VERBS else "written")
+
+
+class RequestRecord(Protocol):
+    """What a storage says of a request: its verb, how it ended, the bytes that moved, and which attempt it was."""
+
+    @property
+    def verb(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> Status: ...  # noqa: D102
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def attempt(self) -> int: ...  # noqa: D102
+
+
+_READING_VERBS = frozenset({"read_suffix", "read_range", "stream_range"})
 
 
 class MeteredStorage(StorageWrapper):
@@ -277,12 +311,20 @@ class MeteredStorage(StorageWrapper):
     a stream count as bytes only.
     """
 
+    def __init__(self, inner: Storage, *, reports_requests: bool = False) -> None:
+        """Count the calls on `inner`; only its range calls where it reports its requests itself."""
+        super().__init__(inner)
+        self._counts_requests = not reports_requests
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
         """Count a call."""
         tally, verb = Tally(), call.verb
         if call.purpose is not None and verb != "piece":
             _registry.add(RANGE_CALLS, 1, self.backend, call.purpose)
+        if not self._counts_requests:
+            yield tally
+            return
         try:
             yield tally
         except DESError as error:
@@ -296,13 +338,9 @@ class MeteredStorage(StorageWrapper):
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Pass a listing on as it comes, and count it at its end."""
-        try:
+        async with self.around(Call("list", prefix)):
             async for info in self.inner.list(prefix):
                 yield info
-        except DESError as error:
-            _registry.add(STORAGE_REQUESTS, 1, self.address, "list", _outcome(error))
-            raise
-        _registry.add(STORAGE_REQUESTS, 1, self.address, "list", "ok")
 
 
 def _outcome(error: DESError) -> Status:

@@ -60,6 +60,8 @@ def path_below_files(path: bytes) -> bytes | None:
     """Return what follows `/files/` in a raw path, b"" where nothing does, None where the path leads elsewhere."""
     if path.startswith(b"/files/"):
         return path[7:]
+    if not path.startswith(b"/"):
+        return None
     first, _, rest = path[1:].partition(b"/")
     # An escaped letter is the letter: RFC 3986 section 6.2.2.2.
     return rest if first == _COLLECTION or (b"%" in first and unquote_to_bytes(first) == _COLLECTION) else None

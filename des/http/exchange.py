@@ -29,9 +29,11 @@ import secrets
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from des import metrics
 from des.errors import DESError
+from des.http.addressing import raw_path
 from des.http.problems import Problem, RefusedError, describe, send_problem
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
+            scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
         await exchange.answer(self._app)
 
@@ -79,7 +83,6 @@ class Exchange:
 
     Attributes:
         fields: header fields by lower-case name; repeated ones joined by commas (RFC 9110 section 5.3).
-        request_id: 32 hex digits.
     """
 
     __slots__ = (
@@ -87,6 +90,7 @@ class Exchange:
         "_listener",
         "_loop",
         "_receive",
+        "_request_id",
         "_scope",
         "_send",
         "_sending_since",
@@ -98,7 +102,6 @@ class Exchange:
         "_timer",
         "_trouble",
         "fields",
-        "request_id",
     )
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +110,7 @@ class Exchange:
         self._started = perf_counter()
         self._loop = asyncio.get_running_loop()
         self.fields = _joined(scope["headers"])
-        self.request_id = _request_id(self.fields.get(b"traceparent"))
+        self._request_id = ""
         self._task = asyncio.current_task()
         self._timer: asyncio.Handle | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -141,6 +144,13 @@ class Exchange:
             metrics.bytes_out(self._sent_bytes)
             if _access_log.isEnabledFor(logging.INFO):
                 self._write_access_log()
+
+    @property
+    def request_id(self) -> str:
+        """32 hex digits."""
+        if not self._request_id:
+            self._request_id = _trace_id(self.fields.get(b"traceparent")) or secrets.token_hex(16)
+        return self._request_id
 
     @property
     def has_begun(self) -> bool:
@@ -272,11 +282,11 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return fields
 
 
-def _request_id(traceparent: bytes | None) -> str:
+def _trace_id(traceparent: bytes | None) -> str | None:
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match and traceparent and (not traceparent.startswith(b"00-") or len(traceparent) == _FIRST_VERSION_LENGTH):
         return match[1].decode()
-    return secrets.token_hex(16)
+    return None
 
 
 def _logged_target(scope: Scope) -> str:

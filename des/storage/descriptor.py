@@ -2,11 +2,12 @@
 
     {"format": "des", "version": 1, "store_id": "<32 hex>",
      "n_bits": [{"from": "00010101", "n_bits": 8}],
-     "index_range": {"n_bits": 8, "start": 0, "end": 255}}
+     "index_range": {"n_bits": 8, "start": 0, "end": 255},
+     "revision": "<32 hex>"}
 
 `n_bits` says by date how many bits of the file_id select the shard, so that a growing store can use more shards from some future day
 on without touching history. `index_range` says which shard indices this place holds, both ends included: all of them for a whole store, a
-part of them for a zone.
+part of them for a zone. `revision` is random and stands last, so that the last bytes differ at every change: local storage tells versions apart by them.
 
 It is created if-absent and read back, so that two first writers agree; where it is missing although shards exist, writing is refused: a
 new store id would orphan them.
@@ -110,7 +111,7 @@ class Descriptor:
             )
 
     def encode(self) -> bytes:
-        """Return the JSON of the descriptor."""
+        """Return the JSON of the descriptor, with a revision of its own at every call."""
         held = self.index_range
         value = {
             "format": "des",
@@ -118,6 +119,7 @@ class Descriptor:
             "store_id": self.store_id.hex(),
             "n_bits": [{"from": epoch.first_day, "n_bits": epoch.n_bits} for epoch in self.epochs],
             "index_range": {"n_bits": held.n_bits, "start": held.start, "end": held.end},
+            "revision": secrets.token_hex(16),
         }
         return json.dumps(value, indent=1).encode() + b"\n"
 

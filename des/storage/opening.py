@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from des.errors import SettingsError
+import anyio
+
+from des import metrics
+from des.errors import SettingsError, StorageDeniedError, StorageError
 from des.settings import Settings
 
 if TYPE_CHECKING:
     from des.storage.protocol import Storage
+
+_log = logging.getLogger(__name__)
+_ACCESS_SECONDS = 5.0
 
 Target = str | Path | Settings | None
 
@@ -53,5 +61,29 @@ async def open_storage(settings: Settings) -> Storage:
     if settings.backend == "local":
         from des.storage.local import LocalStorage  # noqa: PLC0415 - each backend pays only for its own imports
 
-        return LocalStorage(settings.base_dir)
+        return metrics.metered(LocalStorage(settings.base_dir, single_writer=settings.single_writer))
+    if settings.backend == "s3":
+        return await _open_s3(settings)
     raise SettingsError(f"the backend {settings.backend!r} is not part of this release.")
+
+
+async def _open_s3(settings: Settings) -> Storage:
+    from des.storage.s3 import open_s3  # noqa: PLC0415 - as above
+    from des.storage.s3_config import S3Config  # noqa: PLC0415
+
+    config = S3Config.from_settings(settings)
+    storage = await open_s3(config, observe=partial(metrics.request_made, config.address))
+    try:
+        with anyio.move_on_after(_ACCESS_SECONDS):
+            await storage.check_access()
+    except StorageDeniedError:
+        await storage.aclose()
+        raise
+    except StorageError as error:
+        # A service may start before its storage does; whoever reads meets the trouble again, with a deadline of its own.
+        _log.debug("%s", error)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await storage.aclose()
+        raise
+    return metrics.metered(storage, reports_requests=True)

@@ -51,6 +51,11 @@ def body_of(data: bytes) -> bytes | io.BytesIO:
     return data if len(data) <= _PLAIN_BODY_BYTES else io.BytesIO(data)
 
 
+def _from_start(part: io.BytesIO) -> io.BytesIO:
+    part.seek(0)
+    return part
+
+
 @asynccontextmanager
 async def open_upload(requests: Requests, key: str, options: dict[str, Any]) -> AsyncGenerator[ObjectWriter, None]:
     """Open a writer of an object.
@@ -92,8 +97,8 @@ class _Upload:
         self._subject = requests.subject(key, "write")
         self._options = options
         self._payer: dict[str, Any] = requests.payer
-        self._chunks: list[memoryview] = []
-        self._buffered = 0
+        # A part is gathered in the very buffer that it is sent from: aiohttp copies what it is given as bytes.
+        self._part = io.BytesIO()
         self._total = 0
         self._id = ""
         self._parts: dict[int, str] = {}
@@ -107,18 +112,17 @@ class _Upload:
         view = memoryview(data)
         while view:
             self._check()
-            room = part_size(self._started + 1) - self._buffered
-            self._chunks.append(view[:room])
-            self._buffered += len(self._chunks[-1])
-            self._total += len(self._chunks[-1])
-            view = view[room:]
-            if self._buffered == part_size(self._started + 1):
+            size = part_size(self._started + 1)
+            taken = self._part.write(view[: size - self._part.tell()])
+            self._total += taken
+            view = view[taken:]
+            if self._part.tell() == size:
                 await self._start_part()
 
     async def flush(self) -> None:
         """Send what is left, where there are parts before it."""
         self._check()
-        if self._id and self._buffered:
+        if self._id and self._part.tell():
             await self._start_part()
 
     async def complete(self) -> None:
@@ -127,12 +131,11 @@ class _Upload:
         client = self._requests.endpoint.client
         where = self._where
         if not self._id:
-            data = self._take()
             await self._requests.call(
                 "put",
                 self._subject,
-                lambda: client.put_object(**where, Body=body_of(data), **self._options),
-                size=len(data),
+                lambda: client.put_object(**where, Body=_from_start(self._part), **self._options),
+                size=self._total,
             )
             return
         parts: list[CompletedPartTypeDef] = [
@@ -174,12 +177,6 @@ class _Upload:
         if self._error is not None:
             raise self._error
 
-    def _take(self) -> bytes:
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
-        return data
-
     async def _start_part(self) -> None:
         client = self._requests.endpoint.client
         if not self._id:
@@ -189,29 +186,30 @@ class _Upload:
                 lambda: client.create_multipart_upload(**self._where, **self._options),
             )
             self._id = made["UploadId"]
-        while self._in_flight and self._in_flight + self._buffered > MAX_IN_FLIGHT:
+        part, self._part = self._part, io.BytesIO()
+        size = part.tell()
+        while self._in_flight and self._in_flight + size > MAX_IN_FLIGHT:
             self._landed = anyio.Event()
             await self._landed.wait()
         self._check()
         self._started += 1
-        data = self._take()
-        self._in_flight += len(data)
-        self.tasks.start_soon(self._upload_part, self._started, data)
+        self._in_flight += size
+        self.tasks.start_soon(self._upload_part, self._started, part, size)
 
-    async def _upload_part(self, number: int, data: bytes) -> None:
+    async def _upload_part(self, number: int, part: io.BytesIO, size: int) -> None:
         client = self._requests.endpoint.client
         try:
             done = await self._requests.call(
                 "upload_part",
                 self._subject,
-                lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=body_of(data)),
-                size=len(data),
+                lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=_from_start(part)),
+                size=size,
             )
             self._parts[number] = done["ETag"]
         except StorageError as error:
             self._error = self._error or error
         finally:
-            self._in_flight -= len(data)
+            self._in_flight -= size
             self._landed.set()
 
     async def _is_there(self) -> bool:

@@ -40,6 +40,8 @@ def scope(path: str, raw: bytes | None, root: str = "") -> dict[str, Any]:
         (b"/files%2Fa", None),
         (b"/x/files/a", None),
         (b"*", None),
+        (b"xfiles/a", None),
+        (b"files/a", None),
     ],
 )
 def test_what_lies_below_files(path: bytes, below: bytes | None) -> None:

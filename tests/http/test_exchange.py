@@ -136,6 +136,9 @@ async def test_other_spellings_of_a_request(storage: RecordingStorage) -> None:
     await make_store(storage, {"small": b"content"})
     async with running(storage) as server:
         assert (await server.ask(f"http://test{TARGET}")).body == b"content"
+        assert (await server.ask("http://test/health?x")).status == 200
+        assert (await server.ask("http://test")).status == 404
+        assert (await server.ask("xfiles/small")).status == 404
         reply = parse_reply(await server.send(f"GET {TARGET} HTTP/1.0\r\n\r\n".encode()))
         assert (reply.status, reply.body) == (200, b"content")
         assert (await server.ask("*", method="OPTIONS")).status == 404

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def chain_may_read_files(no_blocking_in_the_loop: BlockBuster) -> None:
-    """Let the AWS chain read its files: `des` walks it in a loop that a worker thread runs for nothing else."""
+    """Let the AWS chain read its files: `des` walks it in a loop that a worker thread runs for nothing else; renewals are botocore's."""
     for function in no_blocking_in_the_loop.functions.values():
-        function.can_block_in("des/storage/s3_endpoint.py", "_load_credentials")
+        function.can_block_in("des/storage/s3_endpoint.py", ["_load_credentials"])
+        function.can_block_in("aiobotocore/credentials.py", ["_protected_refresh"])
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,10 @@ async def storage(tmp_path: Path) -> AsyncIterator[LocalStorage]:
 
 class TestJson:
     def test_the_bytes(self) -> None:
-        assert json.loads(GROWN.encode()) == {
+        value = json.loads(GROWN.encode())
+        assert list(value)[-1] == "revision"
+        assert len(value.pop("revision")) == 32
+        assert value == {
             "format": "des",
             "version": 1,
             "store_id": "000102030405060708090a0b0c0d0e0f",
@@ -58,6 +61,9 @@ class TestJson:
             ],
             "index_range": {"n_bits": 8, "start": 0, "end": 255},
         }
+
+    def test_the_last_bytes_differ_at_every_change(self) -> None:
+        assert GROWN.encode()[-64:] != GROWN.encode()[-64:]
 
     @pytest.mark.parametrize("descriptor", [WHOLE, GROWN, replace(WHOLE, index_range=IndexRange(4, 3, 9))])
     def test_there_and_back(self, descriptor: Descriptor) -> None:

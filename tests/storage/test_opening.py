@@ -6,7 +6,6 @@ import pytest
 
 from des.errors import SettingsError
 from des.settings import Settings
-from des.storage.local import LocalStorage
 from des.storage.opening import open_storage, resolve_target
 
 
@@ -86,7 +85,6 @@ class TestTargets:
 class TestOpening:
     async def test_a_directory_that_is_not_there_yet(self, tmp_path: Path) -> None:
         storage = await open_storage(Settings(base_dir=tmp_path / "later"))
-        assert isinstance(storage, LocalStorage)
         assert (storage.backend, storage.address) == ("local", str(tmp_path / "later"))
         assert (await storage.list_level("")).objects == ()
         await storage.aclose()

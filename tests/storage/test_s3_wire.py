@@ -38,6 +38,7 @@ class Server:
         self.connections = 0
         self.open = 0
         self.requests = 0
+        self.changed = asyncio.Condition()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -57,12 +58,13 @@ class Server:
         finally:
             writer.transport.abort()
             self.open -= 1
+            async with self.changed:
+                self.changed.notify_all()
 
     async def deserted(self) -> None:
         """Wait until no client is connected."""
-        with anyio.fail_after(10):
-            while self.open:
-                await asyncio.sleep(0)
+        async with self.changed:
+            await asyncio.wait_for(self.changed.wait_for(lambda: self.open == 0), 10)
 
 
 @asynccontextmanager
@@ -76,9 +78,7 @@ async def serving(server: Server) -> AsyncIterator[Pool]:
         listener.close()
         await server.deserted()
         await listener.wait_closed()
-        with anyio.fail_after(10):
-            while pool.connections:
-                await asyncio.sleep(0)
+        assert pool.connections == set()
 
 
 async def get(pool: Pool, want: int = 4096, within: float = 10) -> Reply:
