@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from des.settings import Settings
 
 
+# Libraries whose notes are for whoever debugs them.
+_TALKATIVE = ("aiobotocore", "botocore", "asyncio")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, and the record's fields or its message."""
 
@@ -44,3 +48,6 @@ def configure_logging(settings: Settings) -> None:
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s") if as_text else JsonFormatter()
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    if settings.log_level != "debug":
+        for library in _TALKATIVE:
+            logging.getLogger(library).setLevel(logging.WARNING)

@@ -11,7 +11,9 @@ Rules:
    process where even that hangs.
 3. A connection that is closed while its client does not take the rest is cut after the send timeout: else it would keep
    its buffer as long as the client likes.
-4. No read timeout: it would cut healthy downloads. The time to send a header is bounded by the keep-alive timeout.
+4. Waiting connections are accepted many at a time: uvloop's server takes one per turn of the loop, and a turn is long when
+   many downloads are under way.
+5. No read timeout: it would cut healthy downloads. The time to send a header is bounded by the keep-alive timeout.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from multiprocessing import parent_process
@@ -36,7 +39,6 @@ from des.http.dates import format_http_date
 from des.http.exchange import ABORT_KEY, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from starlette.applications import Starlette
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from des.settings import Settings
 
 BACKLOG = 2048
+ACCEPTS_A_TURN = 64
+ACCEPT_PAUSE = 1.0
 LINGER = 0.5
 KEEP_ALIVE = 75.0  # longer than a load balancer keeps its end, usually 60 s, so that it is the one that closes
 WATCHDOG_GRACE = 3.0
@@ -108,13 +112,15 @@ async def serve_until(
         on_ready: called once requests are answered.
     """
     async with app.router.lifespan_context(app):
-        connections = _Connections(app, settings)
-        server = await asyncio.start_server(connections.serve, sock=listener, backlog=BACKLOG)
-        if on_ready:
-            on_ready()
-        await told_to_end.wait()
-        app.state.service.draining = True
-        server.close()
+        connections = _Connections(app, listener, settings.http_send_timeout)
+        connections.listen()
+        try:
+            if on_ready:
+                on_ready()
+            await told_to_end.wait()
+            app.state.service.draining = True
+        finally:
+            connections.stop_listening()
         await connections.drain(settings.http_drain)
 
 
@@ -125,49 +131,87 @@ def _end_hard() -> None:
 
 
 class _Connections:
-    """The open connections of a worker."""
+    """The listening socket and the open connections of a worker."""
 
-    def __init__(self, app: Starlette, settings: Settings) -> None:
+    def __init__(self, app: Starlette, listener: socket.socket, linger: float) -> None:
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # hypercorn's ASGI types are narrower than Starlette's
+        self._listener = listener
+        self._linger = linger
+        self._loop = asyncio.get_running_loop()
         self._context = WorkerContext(max_requests=None)
         self._config = _config()
-        self._linger = settings.http_send_timeout
         self._open: set[_Connection] = set()
-        self._all_closed: anyio.Event | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_ended: anyio.Event | None = None
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        loop, transport = asyncio.get_running_loop(), writer.transport
-        connection = _Connection(transport, reader, loop, self._linger)
-        server = TCPServer(
-            self._app, loop, self._config, self._context, {ABORT_KEY: transport.abort}, reader, connection
-        )
+    def listen(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def stop_listening(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                client, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors, no memory: it would come back at once
+                _log.error("no connection can be accepted: %s.", error.strerror)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(ACCEPT_PAUSE, self.listen)
+                return
+            client.settimeout(0)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._serve(client))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._all_ended and not self._tasks:
+            self._all_ended.set()
+
+    async def _serve(self, client: socket.socket) -> None:
+        try:
+            await self._talk(client)
+        except Exception as error:  # noqa: BLE001 - one connection is none of the others' business
+            _log.error("a connection failed unexpectedly", exc_info=error)
+
+    async def _talk(self, client: socket.socket) -> None:
+        reader = asyncio.StreamReader(loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client)
+        connection = _Connection(transport, protocol, reader, self._loop, self._linger)
+        state = {ABORT_KEY: transport.abort}
+        server = TCPServer(self._app, self._loop, self._config, self._context, state, reader, connection)
         server.idle_task = connection  # type: ignore[assignment]  # it has the two methods that are called
         self._open.add(connection)
         try:
             await server
         finally:
             self._open.discard(connection)
-            if self._all_closed and not self._open:
-                self._all_closed.set()
 
     async def drain(self, seconds: float) -> None:
         """Let requests end, close idle connections, and cut what is left after `seconds`."""
-        self._all_closed = anyio.Event()
-        if not self._open:
-            self._all_closed.set()
+        self._all_ended = anyio.Event()
+        if not self._tasks:
+            self._all_ended.set()
         with anyio.move_on_after(min(LINGER, seconds)):
-            await self._all_closed.wait()
+            await self._all_ended.wait()
         await self._context.terminated.set()
         for connection in list(self._open):
             connection.close_if_idle()
         with anyio.move_on_after(max(seconds - LINGER, 0)):
-            await self._all_closed.wait()
+            await self._all_ended.wait()
         if self._open:
             _log.warning("%d connections were cut: they did not end within %g seconds.", len(self._open), seconds)
         for connection in list(self._open):
             connection.transport.abort()
         with anyio.move_on_after(LINGER):
-            await self._all_closed.wait()
+            await self._all_ended.wait()
 
 
 class _Connection(asyncio.StreamWriter):
@@ -179,11 +223,12 @@ class _Connection(asyncio.StreamWriter):
     def __init__(
         self,
         transport: asyncio.WriteTransport,
+        protocol: asyncio.StreamReaderProtocol,
         reader: asyncio.StreamReader,
         loop: asyncio.AbstractEventLoop,
         linger: float,
     ) -> None:
-        super().__init__(transport, transport.get_protocol(), reader, loop)
+        super().__init__(transport, protocol, reader, loop)
         self._loop_of_timers = loop
         self._linger = linger
         self._idle: asyncio.TimerHandle | None = None

@@ -319,7 +319,7 @@ class _Attempt:
     async def _known(self, item: Large) -> Item:
         """Look a large file up before any of it is written; where the head has it, its content must be hashed first."""
         entry = self._base.find(item.row.file_id)
-        if entry is None or item.row.number in self._failed:
+        if entry is None:
             return item
         try:
             digest = await hash_large(item.row, item.size)
@@ -432,7 +432,6 @@ class _Attempt:
         left_out: dict[bytes, frozenset[bytes]] = {}
 
         async def change(head: WholeHead) -> Change | None:
-            left_out.clear()
             if head.version == self._base.version:
                 return merge(head.tables, head.entries, self._additions, now_microseconds())
             await self._check_segments(head)

@@ -87,20 +87,17 @@ async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
     """
     left = size
     try:
-        # Shielded, because a file whose opening, reading or closing is left to a thread is nobody's.
+        # Shielded, because a file whose opening or closing is left to a thread is nobody's.
         with CancelScope(shield=True):
             file = await aiofiles.open(row.source_path, "rb", opener=_open)
         try:
             while left:
-                with CancelScope(shield=True):
-                    piece = await file.read(min(PIECE_BYTES, left))
+                piece = await file.read(min(PIECE_BYTES, left))
                 if len(piece) != min(PIECE_BYTES, left):
                     raise SourceError(f"the source became shorter while it was read (it had {size} bytes).")
                 left -= len(piece)
                 yield piece
-            with CancelScope(shield=True):
-                surplus = await file.read(1)
-            if surplus:
+            if await file.read(1):
                 raise SourceError(f"the source became longer while it was read (it had {size} bytes).")
         finally:
             with CancelScope(shield=True):

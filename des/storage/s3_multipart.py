@@ -46,14 +46,20 @@ def part_size(number: int) -> int:
     return FIRST_PART_BYTES << ((number - 1) // PARTS_PER_SIZE)
 
 
+class _SharedBytes(io.BytesIO):
+    """Bytes to be read as a file, without a copy: aiohttp asks a `BytesIO` for its buffer to measure it, which would make one."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = data
+
+    def getbuffer(self) -> memoryview:
+        return memoryview(self._data)
+
+
 def body_of(data: bytes) -> bytes | io.BytesIO:
     """Return data as a request body; made anew for every attempt, because sending consumes it."""
-    return data if len(data) <= _PLAIN_BODY_BYTES else io.BytesIO(data)
-
-
-def _from_start(part: io.BytesIO) -> io.BytesIO:
-    part.seek(0)
-    return part
+    return data if len(data) <= _PLAIN_BODY_BYTES else _SharedBytes(data)
 
 
 @asynccontextmanager
@@ -97,7 +103,6 @@ class _Upload:
         self._subject = requests.subject(key, "write")
         self._options = options
         self._payer: dict[str, Any] = requests.payer
-        # A part is gathered in the very buffer that it is sent from: aiohttp copies what it is given as bytes.
         self._part = io.BytesIO()
         self._total = 0
         self._id = ""
@@ -131,11 +136,12 @@ class _Upload:
         client = self._requests.endpoint.client
         where = self._where
         if not self._id:
+            data = self._part.getvalue()
             await self._requests.call(
                 "put",
                 self._subject,
-                lambda: client.put_object(**where, Body=_from_start(self._part), **self._options),
-                size=self._total,
+                lambda: client.put_object(**where, Body=body_of(data), **self._options),
+                size=len(data),
             )
             return
         parts: list[CompletedPartTypeDef] = [
@@ -186,30 +192,30 @@ class _Upload:
                 lambda: client.create_multipart_upload(**self._where, **self._options),
             )
             self._id = made["UploadId"]
-        part, self._part = self._part, io.BytesIO()
-        size = part.tell()
-        while self._in_flight and self._in_flight + size > MAX_IN_FLIGHT:
+        data = self._part.getvalue()  # the buffer itself, where nobody else holds it
+        self._part = io.BytesIO()
+        while self._in_flight and self._in_flight + len(data) > MAX_IN_FLIGHT:
             self._landed = anyio.Event()
             await self._landed.wait()
         self._check()
         self._started += 1
-        self._in_flight += size
-        self.tasks.start_soon(self._upload_part, self._started, part, size)
+        self._in_flight += len(data)
+        self.tasks.start_soon(self._upload_part, self._started, data)
 
-    async def _upload_part(self, number: int, part: io.BytesIO, size: int) -> None:
+    async def _upload_part(self, number: int, data: bytes) -> None:
         client = self._requests.endpoint.client
         try:
             done = await self._requests.call(
                 "upload_part",
                 self._subject,
-                lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=_from_start(part)),
-                size=size,
+                lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=body_of(data)),
+                size=len(data),
             )
             self._parts[number] = done["ETag"]
         except StorageError as error:
             self._error = self._error or error
         finally:
-            self._in_flight -= size
+            self._in_flight -= len(data)
             self._landed.set()
 
     async def _is_there(self) -> bool:

@@ -22,13 +22,12 @@ class Deadline:
     __slots__ = ("_scope", "_seconds")
 
     def __init__(self, seconds: float) -> None:
-        """Allow `seconds` from the entry on."""
+        """Allow `seconds` from now on."""
         self._seconds = seconds
-        self._scope = anyio.CancelScope()
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + seconds)
 
     def __enter__(self) -> None:
-        """Start the clock."""
-        self._scope.deadline = anyio.current_time() + self._seconds
+        """Begin."""
         self._scope.__enter__()
 
     def __exit__(

@@ -46,7 +46,7 @@ class FoundFile:
     @property
     def segment_key(self) -> str:
         """Key of that segment."""
-        return self.identity.segment_key(self.segment.name)
+        return self.loaded.segment_key(self.entry.segment)
 
     @property
     def is_large(self) -> bool:

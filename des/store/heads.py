@@ -18,7 +18,7 @@ MAX_HEAD_BYTES = 512 << 20
 _ATTEMPTS = 5
 # What the objects of decoded tables take in memory beside their bytes, about.
 _HEAD_BYTES = 2_500
-_SEGMENT_BYTES = 450
+_SEGMENT_BYTES = 600
 _NAME_BYTES = 160
 
 
@@ -36,6 +36,7 @@ class LoadedHead:
     version: str
     suffix: memoryview
     _checked: dict[PageRef, memoryview] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _segment_keys: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def weight(self) -> int:
@@ -45,6 +46,13 @@ class LoadedHead:
             len(tables.content_types) + len(tables.page_objects) + len(tables.commit_log) + 2 * len(tables.condemned)
         )
         return _HEAD_BYTES + len(self.suffix) + objects
+
+    def segment_key(self, number: int) -> str:
+        """Return the key of a segment by its number, kept once it was made."""
+        key = self._segment_keys.get(number)
+        if key is None:
+            key = self._segment_keys[number] = self.head.identity.segment_key(self.head.tables.segments[number].name)
+        return key
 
     def page_that_came_along(self, ref: PageRef) -> memoryview | None:
         """Return a page that is part of the suffix, checked when it is first asked for; None where it has to be read.

@@ -521,6 +521,24 @@ class TestSourcesThatFailMidway:
         assert not found.orphans, "the segment that was given up is not there"
         assert await segment_files(storage, uids[0]) == [set(files)]
 
+    async def test_segments_that_are_complete_stay(
+        self, base_dir: Path, storage: LocalStorage, sources: Sources
+    ) -> None:
+        """What is begun again is the segment with the failure in it, from its first file on."""
+        uids = names_of_one_shard(7)
+        sizes = [BIG, BIG, BIG, 10, BIG, 10, BIG]
+        files = {uid: os.urandom(size) for uid, size in zip(uids, sizes, strict=True)}
+        rows = sources.rows(files)
+        recording = RecordingStorage(storage)
+        faulty = Between(recording, "write", grow(rows[4]["source_path"]))
+        run = await packed(faulty, sources, rows, compression=RAW, max_segment_bytes=5 * BIG // 2)
+        assert run.counts == (6, 0, 1)
+        files.pop(uids[4])
+        assert await segment_files(storage, uids[0]) == [set(uids[:2]), {uids[2], uids[3], uids[5], uids[6]}]
+        assert recording.count(verb="open_writer") == 3
+        assert recording.count(verb="commit") == 2
+        await check_store(base_dir, files)
+
     @pytest.mark.parametrize("seed", range(12))
     async def test_any_of_them_in_any_segment(
         self, base_dir: Path, storage: LocalStorage, sources: Sources, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -627,6 +645,22 @@ class TestOtherWriters:
         assert (run.report.segments, run.report.objects_written) == (1, 2)
         await check_store(base_dir, {"before": b"before", mine: b"mine", theirs: b"theirs"})
         assert (await head_of(storage, mine)).tables.generation == 4
+
+    async def test_other_files_do_not_make_me_decide_anew(
+        self, base_dir: Path, storage: LocalStorage, sources: Sources, shard: int
+    ) -> None:
+        replaced, revived, theirs = names_of_one_shard(3, index=shard)
+        maker = await make_store(storage, {replaced: b"old", revived: b"old"})
+        await maker.delete([revived])
+
+        async def act() -> None:
+            await packed(storage, sources, [sources.row(theirs, b"theirs")])
+
+        rows = [sources.row(replaced, b"new"), sources.row(revived, b"new")]
+        run = await self.race(storage, sources, rows, act, "replace")
+        assert run.counts == (2, 0, 0)
+        found = await check_store(base_dir, {"before": b"before", replaced: b"new", revived: b"new", theirs: b"theirs"})
+        assert not found.orphans, "it was not written twice"
 
     @pytest.mark.parametrize("mode", MODES)
     async def test_the_same_content_counts_as_skipped(

@@ -56,9 +56,9 @@ async def test_a_store_that_keeps_conditions(storage: S3Storage, fault_proxy: Fa
 async def test_a_store_that_does_not(
     storage: S3Storage, fault_proxy: FaultProxy, condition: str, effect: Effect, sentence: str
 ) -> None:
-    with fault_proxy.fault(effect, when=lambda request: condition in request.headers) as fault:
-        with pytest.raises(SettingsError) as caught:
-            await storage.check_conditional_writes(KEY)
+    bad = fault_proxy.fault(effect, when=lambda request: condition in request.headers)
+    with bad as fault, pytest.raises(SettingsError) as caught:
+        await storage.check_conditional_writes(KEY)
     assert fault.fired == 1
     said = str(caught.value)
     assert said.startswith(f"{storage.address} {sentence} with {condition.title()}")
