@@ -26,7 +26,7 @@ demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
 	@$(BIN)/python deploy/demo.py
 
 test: $(DEV) ## Run the whole test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -11,10 +11,10 @@ import pytest
 from des.tasks import mapped_in_order, open_tasks, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 
-async def all_of(items: Iterable[int]) -> AsyncIterator[int]:
+async def all_of(items: Iterable[int]) -> AsyncGenerator[int, None]:
     for item in items:
         await anyio.lowlevel.checkpoint()
         yield item
@@ -42,28 +42,39 @@ async def test_leaving_the_body_cancels_the_tasks() -> None:
 
 async def test_an_error_of_a_task_comes_out_as_itself_with_its_cause() -> None:
     cause = OSError("the reason")
-    with pytest.raises(LookupError, match="this one") as caught:
+
+    async def run() -> None:
         async with open_tasks() as tasks:
             tasks.start_soon(fail, cause)
             await anyio.sleep_forever()
+
+    with pytest.raises(LookupError, match="this one") as caught:
+        await run()
     assert caught.value.__cause__ is cause
 
 
 async def test_an_error_of_the_body_comes_out_as_itself() -> None:
     cause = OSError("the reason")
-    with pytest.raises(LookupError) as caught:
+
+    async def run() -> None:
         async with open_tasks() as tasks:
             tasks.start_soon(anyio.sleep_forever)
             await fail(cause)
+
+    with pytest.raises(LookupError) as caught:
+        await run()
     assert caught.value.__cause__ is cause
 
 
 async def test_an_error_of_nested_groups_comes_out_as_itself() -> None:
-    with pytest.raises(LookupError):
+    async def run() -> None:
         async with open_tasks() as outer, open_tasks() as inner, anyio.create_task_group() as innermost:
             outer.start_soon(anyio.sleep_forever)
             inner.start_soon(anyio.sleep_forever)
             innermost.start_soon(fail)
+
+    with pytest.raises(LookupError):
+        await run()
 
 
 async def test_cancelling_from_outside_is_no_error() -> None:
@@ -134,7 +145,7 @@ async def test_an_error_of_the_work_comes_out_in_its_turn_or_before() -> None:
     async def consume() -> None:
         async with mapped_in_order(work, all_of(range(10)), 2) as results:
             async for result in results:
-                seen.append(result)
+                seen.append(result)  # noqa: PERF401 - what came before the error counts
 
     with pytest.raises(LookupError):
         await consume()

@@ -7,9 +7,6 @@ from importlib import import_module
 import click
 
 from des import __version__
-from des.console import run_command
-
-__all__ = ["des", "run_command"]
 
 # Where each verb's command stands.
 _VERBS = {

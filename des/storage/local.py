@@ -15,7 +15,7 @@ Rules:
 from __future__ import annotations
 
 import errno
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import aiofiles.threadpool
@@ -239,9 +239,6 @@ class LocalStorage:
             except PreconditionFailedError:
                 continue
             return f"{mode} did not keep {key} from being replaced"
-        # Refused only where another writer replaced it since, which proves as much.
-        with suppress(PreconditionFailedError):
-            await self.put(key, data, IfVersion(version))
         return None
 
     async def aclose(self) -> None:

@@ -227,11 +227,11 @@ def _of_client_error(error: botocore.exceptions.ClientError, subject: Subject) -
     metadata = response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
     details = response.get("Error", {})
-    code = str(details.get("Code", ""))
+    code = str(details.get("Code") or "")
     if code == str(status):  # botocore's stand-in where the reply has no body
         code = ""
     headers = {str(name).lower(): str(value) for name, value in metadata.get("HTTPHeaders", {}).items()}
-    return failure_of_reply(status, code, str(details.get("Message", "")) if code else "", subject, headers)
+    return failure_of_reply(status, code, str(details.get("Message") or "") if code else "", subject, headers)
 
 
 def _absent(code: str, subject: Subject) -> Failure:

@@ -125,8 +125,8 @@ async def list_day(
     date = parse_day(day)
     cursor = parse_cursor(after)
     listed_at = time.monotonic()
-    with store.deadline():
-        shards = await shards_of(store.storage, await store.index.descriptor(), date)
+    descriptor = await store.in_time(store.index.descriptor())
+    shards = await store.in_time(shards_of(store.storage, descriptor, date))
     for identity in shards:
         last = int.from_bytes(cursor[:2], "big") >> (16 - identity.n_bits) if cursor else -1
         if identity.shard_index < last:
@@ -139,18 +139,17 @@ async def list_day(
 async def _list_shard(
     store: Store, catalogs: CatalogReader, identity: Identity, cursor: bytes, listed_at: float
 ) -> AsyncGenerator[FileInfo, None]:
-    """List a shard whose head was listed at `listed_at` or later. No deadline is ever open across a `yield`."""
+    """List a shard whose head was listed at `listed_at` or later."""
     attempts = 0
     not_before = listed_at - store.settings.negative_ttl
     while True:
-        with store.deadline():
-            looked = await store.index.look(identity, not_before)
-            if looked.loaded is None:
-                looked = await store.index.look(identity, listed_at)
-            if looked.loaded is None:
-                await _require_no_segments(store.storage, identity)
-                return
+        looked = await store.in_time(store.index.look(identity, not_before))
+        if looked.loaded is None:
+            looked = await store.in_time(store.index.look(identity, listed_at))
         loaded = looked.loaded
+        if loaded is None:
+            await store.in_time(_require_no_segments(store.storage, identity))
+            return
         try:
             for index in range(loaded.head.directory.count):
                 for info in await _list_page(store, catalogs, loaded, index, cursor):
@@ -165,8 +164,7 @@ async def _list_shard(
                 ) from error
             not_before = time.monotonic()
             if isinstance(error, ObjectNotFoundError):
-                with store.deadline():
-                    await store.index.require_newer(loaded, not_before, error)
+                await store.in_time(store.index.require_newer(loaded, not_before, error))
         else:
             return
 
@@ -186,8 +184,7 @@ async def _list_page(
     ref = head.directory.ref(index)
     page: memoryview | bytes | None = loaded.page_that_came_along(ref)
     if page is None:
-        with store.deadline():
-            page = await read_page(store.storage, loaded, ref)
+        page = await store.in_time(read_page(store.storage, loaded, ref))
     try:
         live = _live_entries(head, ref, page, cursor)
     except CorruptShardError as error:
@@ -195,8 +192,8 @@ async def _list_page(
     rows: dict[bytes, CatalogRow] = {}
     for segment in sorted({entry.segment for entry in live}):
         ids = [entry.file_id for entry in live if entry.segment == segment]
-        with store.deadline():
-            rows |= await catalogs.find(head.identity, head.tables.segments[segment].name, ids)
+        finding = catalogs.find(head.identity, head.tables.segments[segment].name, ids)
+        rows |= await store.in_time(finding)
     return [_info(head.identity, loaded, entry, rows) for entry in live]
 
 

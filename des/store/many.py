@@ -104,8 +104,7 @@ class _Batch:
 
     async def _get_all(self, files: list[tuple[Uid, CreatedAt]]) -> None:
         try:
-            with self._store.deadline():
-                places = await self._store.index.places(self._as_of)
+            places = await self._store.in_time(self._store.index.places(self._as_of))
         except DESError as error:
             for uid, created_at in files:
                 await self._fail(_text(uid), _instant_or_epoch(created_at), error)
@@ -188,8 +187,8 @@ class _Batch:
     async def _read_range(self, key: str, request: Read) -> memoryview:
         if request.end == request.start:
             return memoryview(b"")
-        with self._store.deadline():
-            return memoryview(await self._store.storage.read_range(key, request.start, request.end))
+        reading = self._store.storage.read_range(key, request.start, request.end)
+        return memoryview(await self._store.in_time(reading))
 
     async def _fail(self, uid: str, instant: datetime, error: DESError) -> None:
         await self._parcels.send([GetResult(uid, instant, None, error)])

@@ -51,10 +51,10 @@ def decode_stored(found: FoundFile, stored: bytes | memoryview, dictionary: byte
         raise named(error, found.segment_key) from error
 
 
-async def once(content: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a content that is there already."""
-    if content:
-        yield content
+async def sliced(content: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield a content that is there already, in pieces like those of a large one."""
+    for start in range(0, len(content), CHUNK_BYTES):
+        yield content[start : start + CHUNK_BYTES]
 
 
 async def decoded(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.lowlevel
 import anyio.to_thread
@@ -36,22 +36,24 @@ from des.shard.layout import Codec
 from des.shard.writing import content_hash
 from des.store.cache import ByteLRU, SingleFlight
 from des.store.catalogs import CatalogReader
-from des.store.deadline import Deadline
+from des.store.deadline import within
 from des.store.found import FoundFile
 from des.store.heads import named
 from des.store.index import Index
 from des.store.listing import list_day
 from des.store.many import get_many
-from des.store.payloads import check_stored, decode_stored, decoded, is_same_payload, once
+from des.store.payloads import check_stored, decode_stored, decoded, is_same_payload, sliced
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Coroutine, Iterable
 
     from anyio.abc import TaskGroup
 
     from des.settings import Settings
     from des.storage.protocol import Storage
     from des.store.fileinfo import FileInfo, GetResult
+
+Result = TypeVar("Result")
 
 # From here on a thread hop costs less than the decoding it takes off the loop (measured; README, "Performance").
 OFFLOAD_BYTES = 256 << 10
@@ -104,13 +106,15 @@ class Store:
             InvalidRequestError: the uid or the time is not acceptable.
             SettingsError: there is no store, or it contradicts the settings.
         """
-        with self.deadline():
-            while True:
-                found = await self.find(uid, created_at)
-                try:
-                    return await self._read(found)
-                except ContentChangedError:
-                    continue
+        return await self.in_time(self._get(uid, created_at))
+
+    async def _get(self, uid: Uid, created_at: CreatedAt) -> bytes:
+        while True:
+            found = await self._find(uid, created_at)
+            try:
+                return await self._read(found)
+            except ContentChangedError:
+                continue
 
     async def stat(self, uid: Uid, created_at: CreatedAt, *, metadata: bool = False) -> FileInfo:
         """Return what is known of a file, without reading its payload.
@@ -126,13 +130,7 @@ class Store:
         found = await self.find(uid, created_at)
         if not metadata:
             return found.info
-        with self.deadline():
-            while True:
-                try:
-                    return await self._with_metadata(found)
-                except ObjectNotFoundError as error:
-                    await self.index.require_newer(found.loaded, time.monotonic(), error)
-                    found = await self.find(uid, created_at)
+        return await self.in_time(self._with_metadata(found, created_at))
 
     @asynccontextmanager
     async def stream(
@@ -156,18 +154,16 @@ class Store:
         if start < 0 or (end is not None and end < start):
             raise InvalidRequestError(f"the range {start} to {end} is impossible.")
         async with AsyncExitStack() as stack:
-            with self.deadline():
-                pieces = await self._open_stream(stack, uid, created_at, start, end)
-            yield pieces
+            yield await self.in_time(self._open_stream(stack, uid, created_at, start, end))
 
     async def _open_stream(
         self, stack: AsyncExitStack, uid: Uid, created_at: CreatedAt, start: int, end: int | None
     ) -> AsyncIterator[bytes]:
         while True:
-            found = await self.find(uid, created_at)
+            found = await self._find(uid, created_at)
             stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
             try:
-                return await stack.enter_async_context(self.open_range(found, min(start, stop), stop))
+                return await self._open(stack, found, min(start, stop), stop)
             except ContentChangedError:
                 continue
 
@@ -204,8 +200,7 @@ class Store:
             SettingsError: there is none, or it contradicts the settings.
             StorageError: the storage is unwell.
         """
-        with self.deadline():
-            await self.index.descriptor()
+        await self.in_time(self.index.descriptor())
 
     async def find(self, uid: Uid, created_at: CreatedAt, *, as_of: float | None = None) -> FoundFile:
         """Find a file by the index alone.
@@ -218,6 +213,9 @@ class Store:
         Raises:
             Errors as for `get`.
         """
+        return await self.in_time(self._find(uid, created_at, as_of))
+
+    async def _find(self, uid: Uid, created_at: CreatedAt, as_of: float | None = None) -> FoundFile:
         name = normalize_uid(uid)
         day = date_dir(parse_created_at(created_at))
         identifier = file_id(name)
@@ -229,8 +227,7 @@ class Store:
             as_of = now
         known = self.index.known(identifier, day, as_of)
         if known is None:
-            with self.deadline():
-                known = await self.index.lookup(identifier, day, as_of)
+            known = await self.index.lookup(identifier, day, as_of)
         if known is None:
             raise NotFoundError(f"there is no file {name!r} on {day}.")
         loaded, entry = known
@@ -238,9 +235,9 @@ class Store:
             raise DeletedError(f"the file {name!r} of {day} was deleted.")
         return FoundFile(name, loaded, entry)
 
-    def deadline(self) -> Deadline:
-        """Return a context that ends with a `StorageTimeoutError` after `request_timeout`."""
-        return Deadline(self.settings.request_timeout)
+    def in_time(self, work: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+        """Await work for `request_timeout` at most; see `within`."""
+        return within(self.settings.request_timeout, work)
 
     async def read(self, found: FoundFile) -> bytes:
         """Return the content of a found file, verified and decoded.
@@ -249,28 +246,32 @@ class Store:
             ContentChangedError: it was replaced meanwhile, and what was found is gone; find it again.
             Errors as for `get`.
         """
-        with self.deadline():
-            return await self._read(found)
+        return await self.in_time(self._read(found))
 
     async def read_stored(self, found: FoundFile) -> bytes:
         """Return the stored bytes of a found file that is not large, verified but not decoded: exactly those that `found` describes.
 
         Raises:
             ContentChangedError: it was replaced, or is stored in another way now; find it again.
+            InvalidRequestError: it is large, and has no checksum over all of its stored bytes.
             Errors as for `read`.
         """
-        with self.deadline():
-            while True:
-                try:
-                    stored = await self._stored(found)
-                except ObjectNotFoundError as error:
-                    again = await self._refind(found, error)
-                    if not is_same_payload(found, again):
-                        raise _changed(found) from error
-                    found = again
-                else:
-                    check_stored(found, stored)
-                    return stored
+        if found.is_large:
+            raise InvalidRequestError(f"the file {found.uid!r} is large; its stored bytes are not to be had as they are.")
+        return await self.in_time(self._read_stored(found))
+
+    async def _read_stored(self, found: FoundFile) -> bytes:
+        while True:
+            try:
+                stored = await self._stored(found)
+            except ObjectNotFoundError as error:
+                again = await self._refind(found, error)
+                if not is_same_payload(found, again):
+                    raise _changed(found) from error
+                found = again
+            else:
+                check_stored(found, stored)
+                return stored
 
     @asynccontextmanager
     async def open_range(self, found: FoundFile, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -287,17 +288,14 @@ class Store:
             raise InvalidRequestError(
                 f"the range {start} to {end} does not lie in a file of {found.entry.raw_size} bytes."
             )
-        if not found.is_large or start == end:
-            content = await self.read(found) if start < end else b""
-            async with aclosing(once(content[start:end])) as pieces:
-                yield pieces
-            return
         async with AsyncExitStack() as stack:
-            with self.deadline():
-                opened = await self._open_pieces(stack, found, start, end)
-            yield opened
+            yield await self.in_time(self._open(stack, found, start, end))
 
-    async def _open_pieces(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
+    async def _open(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
+        """Open a range; what has to be closed is left to `stack`."""
+        if not found.is_large or start == end:
+            content = await self._read(found) if start < end else b""
+            return await stack.enter_async_context(aclosing(sliced(content[start:end])))
         while True:
             try:
                 table = await self._seek_table(found)
@@ -320,6 +318,9 @@ class Store:
             CorruptShardError: they are not what the index says.
             StorageError: its dictionary cannot be read.
         """
+        return await self.in_time(self._decode(found, stored))
+
+    async def _decode(self, found: FoundFile, stored: bytes | memoryview) -> bytes:
         check_stored(found, stored)
         entry = found.entry
         dictionary = await self._dictionary(found) if entry.codec is Codec.ZSTD_DICT else None
@@ -330,7 +331,7 @@ class Store:
     async def _read(self, found: FoundFile) -> bytes:
         while True:
             try:
-                return await self.decode(found, await self._stored(found))
+                return await self._decode(found, await self._stored(found))
             except ObjectNotFoundError as error:
                 found = await self._refind(found, error)
 
@@ -369,8 +370,7 @@ class Store:
                     raise CorruptShardError(f"{found.segment_key}: its dictionary is damaged.")
                 return data
 
-            with self.deadline():
-                dictionary = await self._dictionary_flight.run(key, read)
+            dictionary = await self._dictionary_flight.run(key, read)
             self.cache.put(key, dictionary, len(dictionary))
         return dictionary
 
@@ -391,13 +391,19 @@ class Store:
             self.cache.put(key, table, 3 * (end - start) + 500)
         return table
 
-    async def _with_metadata(self, found: FoundFile) -> FileInfo:
-        identifier = found.entry.file_id
-        rows = await self._catalogs.find(found.identity, found.segment.name, [identifier])
-        row = rows.get(identifier)
-        if row is None:
-            raise CorruptShardError(f"{found.segment_key}: its catalog lacks a file of the head.")
-        return replace(found.info, metadata=row.metadata_object())
+    async def _with_metadata(self, found: FoundFile, created_at: CreatedAt) -> FileInfo:
+        while True:
+            identifier = found.entry.file_id
+            try:
+                rows = await self._catalogs.find(found.identity, found.segment.name, [identifier])
+            except ObjectNotFoundError as error:
+                await self.index.require_newer(found.loaded, time.monotonic(), error)
+                found = await self._find(found.uid, created_at)
+                continue
+            row = rows.get(identifier)
+            if row is None:
+                raise CorruptShardError(f"{found.segment_key}: its catalog lacks a file of the head.")
+            return replace(found.info, metadata=row.metadata_object())
 
 
 def _changed(found: FoundFile) -> ContentChangedError:

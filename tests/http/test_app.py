@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from des.errors import SettingsError
@@ -119,7 +120,8 @@ async def call(app: Starlette, **scope: object) -> tuple[int, bytes]:
     answer: list[Any] = []
 
     async def receive() -> dict[str, object]:
-        return {"type": "http.disconnect"}
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
         answer.append(message)

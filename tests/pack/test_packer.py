@@ -455,7 +455,7 @@ class TestSegments:
         sizes = [chance.randrange(3000) for _ in range(700)] + [400_000, 700_000]
         files = {f"file-{at}": b"".join(chance.choices(words, k=size)) for at, size in enumerate(sizes)}
         rows = [sources.row(uid, content, metadata={"n": len(content)}) for uid, content in files.items()]
-        made = []
+        made: list[list[bytes]] = []
         for threads, batch, n_bits in ((1, 256, 2), (4, 256, None), (4, 10, None)):
             monkeypatch.setattr("des.pack.packer.BATCH_FILES", batch)
             base_dir = tmp_path / f"store-{threads}-{batch}"

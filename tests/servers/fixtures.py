@@ -36,9 +36,9 @@ def chain_may_read_files(no_blocking_in_the_loop: BlockBuster) -> None:
 
 
 @pytest.fixture(scope="session")
-def seaweedfs() -> Iterator[S3Server]:
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS, one for the session (and for each of xdist's workers)."""
-    with run_seaweedfs() as server:
+    with run_seaweedfs(tmp_path_factory.getbasetemp()) as server:
         yield server
 
 

@@ -103,10 +103,10 @@ class S3Server:
 
 
 @contextmanager
-def run_seaweedfs() -> Iterator[S3Server]:
-    """Run SeaweedFS on free ports, on an empty directory, until the context ends."""
+def run_seaweedfs(within: Path | None = None) -> Iterator[S3Server]:
+    """Run SeaweedFS on free ports until the context ends, on an empty directory that is made `within` another."""
     for attempt in range(_ATTEMPTS):
-        with tempfile.TemporaryDirectory(prefix="des-weed-") as directory:
+        with tempfile.TemporaryDirectory(prefix="des-weed-", dir=within) as directory:
             try:
                 with _seaweedfs_on_ports(Path(directory)) as server:
                     yield server

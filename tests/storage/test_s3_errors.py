@@ -16,6 +16,7 @@ import anyio
 import botocore.exceptions
 import botocore.parsers
 import pytest
+import uvloop
 
 from des.errors import (
     DESError,
@@ -391,6 +392,14 @@ async def test_certificate_of_a_private_authority(
     await storage.aclose()
     with anyio.fail_after(20):
         await tls_proxy.quiet()
+
+
+def test_tls_on_uvloop(seaweedfs: S3Server, bucket: str, authority: Authority) -> None:
+    async def write_and_read() -> None:
+        async with FaultProxy.before(seaweedfs, authority.server_context()) as proxy:
+            await test_certificate_of_a_private_authority(proxy, bucket, authority, "auto")
+
+    uvloop.run(write_and_read())
 
 
 @pytest.mark.parametrize("presigned", ["auto", "off"])

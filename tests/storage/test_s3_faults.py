@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -51,6 +52,8 @@ pytest_plugins = ["tests.servers.fixtures"]
 KEY = "20240131/0A.des"
 SIZE = 1_500_000
 DATA = content(SIZE)
+MIB = 1024 * 1024
+LARGE = content(21 * MIB)
 # Long enough for a loaded machine, short enough that a stall, a third of it, can be sat through.
 TIMEOUT = 4.5
 
@@ -403,6 +406,41 @@ async def test_a_cancelled_read_leaves_nothing_behind(
     assert await read(storage) == READS[read]
 
 
+async def write_in_parts(storage: S3Storage) -> bytes:
+    async with storage.open_writer("parts") as writer:
+        await writer.write(LARGE[: 9 * MIB])
+    return b""
+
+
+async def put(storage: S3Storage) -> bytes:
+    await storage.put("whole", DATA, Overwrite())
+    return b""
+
+
+async def list_all(storage: S3Storage) -> bytes:
+    return b"".join([info.key.encode() async for info in storage.list("")])
+
+
+@pytest.mark.parametrize(
+    ("call", "strides"),
+    [(read_small, 1), (stream, 1), (read_suffix, 1), (put, 3), (list_all, 3), (write_in_parts, 40)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_cancelled_at_every_await(storage: S3Storage, call: Read, strides: int) -> None:
+    """The n-th turn of the loop is where it is cancelled, for one n after another."""
+    cancelled = 0
+    for turns in range(0, 50 * strides, strides):
+        task = asyncio.create_task(call(storage))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancelled += task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert storage.endpoint.requests_in_flight == 0
+    assert cancelled > 5
+    assert await call(storage) == READS.get(call, await call(storage))
+
+
 # Writing
 
 
@@ -452,9 +490,6 @@ async def test_other_verbs_retry_too(storage: S3Storage, fault_proxy: FaultProxy
 
 
 # Writing in parts
-
-MIB = 1024 * 1024
-LARGE = content(21 * MIB)
 
 
 async def write_large(storage: S3Storage) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+import uvloop
 
 from des.storage import s3_wire
 from des.storage.s3_wire import (
@@ -23,7 +24,7 @@ from des.storage.s3_wire import (
 from tests.servers.processes import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -355,3 +356,21 @@ async def test_many_at_once_and_again() -> None:
                 tasks.start_soon(fetch)
         assert server.requests == 500
         assert server.connections <= 50
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_a_connection_that_was_closed_while_idle_is_replaced,
+        test_a_new_connection_that_is_closed_without_a_reply_is_an_error,
+        test_silence_before_the_reply_is_a_timeout,
+        test_a_drip_is_a_timeout,
+        test_a_cancelled_wait_takes_its_connection_with_it,
+        test_a_reply_that_is_dropped_takes_its_connection_with_it,
+        test_a_reader_that_takes_its_time_stops_the_server,
+        test_nobody_listens,
+        test_many_at_once_and_again,
+    ],
+)
+def test_the_same_on_uvloop(scenario: Callable[[], Coroutine[object, object, None]]) -> None:
+    uvloop.run(scenario())

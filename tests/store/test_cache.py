@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from des.errors import StorageTimeoutError, StorageUnavailableError
 from des.store.cache import ITEM_BYTES, ByteLRU, SingleFlight
-from des.store.deadline import Deadline
+from des.store.deadline import within
 from des.tasks import open_tasks
 
 
@@ -203,15 +203,13 @@ class TestSingleFlight:
 
         async def lead() -> None:
             try:
-                with Deadline(0.01):
-                    await flights.run("key", call)
+                await within(0.01, flights.run("key", call))
             except StorageTimeoutError as error:
                 outcomes.append(type(error))
                 call.release.set()
 
         async def follow() -> None:
-            with Deadline(60):
-                outcomes.append(await flights.run("key", call))
+            outcomes.append(await within(60, flights.run("key", call)))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lead)

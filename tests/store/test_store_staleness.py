@@ -6,6 +6,7 @@ import pytest
 
 from des.errors import (
     CorruptShardError,
+    InvalidRequestError,
     NotFoundError,
 )
 from des.shard.chunking import LARGE_BYTES
@@ -131,6 +132,12 @@ class TestCompaction:
                 with pytest.raises(ContentChangedError):
                     await store.read_stored(found)
                 assert await store.read(found) == content
+
+    async def test_stored_bytes_of_a_large_file_are_not_to_be_had(self, storage: RecordingStorage) -> None:
+        await make_store(storage, {"large": noise(LARGE_BYTES + 1)})
+        async with reading(storage) as store:
+            with pytest.raises(InvalidRequestError, match="the file 'large' is large"):
+                await store.read_stored(await store.find("large", WHEN))
 
     async def test_a_dictionary_that_goes_between_payload_and_dictionary(self, local: LocalStorage) -> None:
         maker = await make_store(local)

@@ -1,0 +1,178 @@
+"""kill -9 at every storage call of a small pack: what was acknowledged stays readable, nothing is damaged, and a rerun completes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from des import NotFoundError, open_store
+from des.shard.chunking import LARGE_BYTES
+from des.storage.local import LocalStorage
+from tests.pack.forking import PackingJob, PackingProcesses
+from tests.pack.packing import DAY, Run, Sources, check_store, date_of, head_of, names_of_one_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+EARLIER = {uid: b"earlier " + uid.encode() for uid in names_of_one_shard(5, stem="earlier")}
+LATER = {uid: os.urandom(400) for uid in names_of_one_shard(4, stem="later")} | {
+    names_of_one_shard(1, stem="big")[0]: os.urandom(LARGE_BYTES + 1)
+}
+REPLACING = dict.fromkeys(list(EARLIER)[:2], b"replaced")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[PackingProcesses]:
+    with PackingProcesses() as processes:
+        yield processes
+
+
+class Stage:
+    """A pack on copies of one earlier store, or on none."""
+
+    def __init__(self, directory: Path, earlier: Mapping[str, bytes], files: Mapping[str, bytes]) -> None:
+        sources = Sources(directory / "sources")
+        self.directory = directory
+        self.earlier = earlier
+        self.files = files
+        earlier_manifest = sources.manifest(sources.rows(earlier), "earlier.json")
+        manifest = sources.manifest(sources.rows(files), "later.json")
+        outcome = str(directory / "outcome.json")
+        self.earlier_job = PackingJob(str(directory / "earlier"), str(earlier_manifest), outcome)
+        self.job = PackingJob("", str(manifest), outcome, on_conflict="replace", max_segment_bytes=900)
+
+    def fresh(self, name: str) -> Path:
+        """Return a store as it was before the pack."""
+        target = self.directory / name
+        if self.earlier:
+            shutil.copytree(self.directory / "earlier", target)
+        return target
+
+    def outcome(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = json.loads((self.directory / "outcome.json").read_text())
+        return found
+
+
+STORES: dict[str, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
+    "an empty store": ({}, LATER),
+    "a store with earlier files": (EARLIER, LATER),
+    "a store whose files it replaces": (EARLIER, LATER | REPLACING),
+}
+
+
+@pytest.mark.parametrize("kill_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("store", STORES)
+async def test_killed_at_every_storage_call(
+    tmp_path: Path, processes: PackingProcesses, store: str, kill_after: bool
+) -> None:
+    stage = Stage(tmp_path, *STORES[store])
+    if stage.earlier:
+        assert processes.run([stage.earlier_job]) == [0]
+    assert processes.run([replace(stage.job, base_dir=str(stage.fresh("counted")))]) == [0]
+    calls = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
+    assert calls > 12
+    states, kills = set(), 0
+    for killed_at in range(1, calls + 1, 2):
+        base_dirs = [stage.fresh(f"killed-{at}") for at in (killed_at, killed_at + 1) if at <= calls]
+        jobs = [
+            replace(stage.job, base_dir=str(base_dir), kill_at=killed_at + at, kill_after=kill_after)
+            for at, base_dir in enumerate(base_dirs)
+        ]
+        statuses = processes.run(jobs)
+        # After a call means after its success: one that finds nothing, such as the first look for a head, is not followed by a kill.
+        assert set(statuses) <= ({-signal.SIGKILL, 0} if kill_after else {-signal.SIGKILL})
+        kills += statuses.count(-signal.SIGKILL)
+        for base_dir in base_dirs:
+            states.add(await check_killed(stage, base_dir))
+    assert kills >= calls - 3 * kill_after
+    assert states == ({"old", "new"} if kill_after else {"old"})
+
+
+async def check_killed(stage: Stage, base_dir: Path) -> str:
+    """Check a store after a kill and after a rerun; return whether it was in the old state or the new one."""
+    union = {**stage.earlier, **stage.files}
+    found = await files_in(base_dir, union)
+    assert found in (dict(stage.earlier), union), "the old state or the new one, never a mixture"
+    if found or (base_dir / "des.json").exists():
+        await check_store(base_dir, found)
+    run = Run()
+    local = LocalStorage(base_dir)
+    # Whatever the killed process left behind is in nobody's way.
+    await run.pack(local, stage.directory / "sources" / "later.json", on_conflict="replace", max_segment_bytes=900)
+    assert run.report.failed == 0
+    assert run.report.packed == (0 if found == union else len(stage.files))
+    await check_store(base_dir, union)
+    generation = 2 + bool(stage.earlier)
+    assert (await head_of(local, next(iter(union)))).tables.generation == generation, "converged: one commit, not two"
+    await local.aclose()
+    return "new" if found == union else "old"
+
+
+async def files_in(base_dir: Path, names: Mapping[str, bytes]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    if not (base_dir / "des.json").exists():
+        return found
+    async with open_store(base_dir) as store:
+        for uid in names:
+            try:
+                found[uid] = await store.get(uid, date_of(DAY))
+            except NotFoundError:
+                continue
+    return found
+
+
+def test_killed_while_it_proves_that_locks_hold(tmp_path: Path, processes: PackingProcesses) -> None:
+    stage = Stage(tmp_path, EARLIER, LATER)
+    assert processes.run([stage.earlier_job]) == [0]
+    base_dir = str(stage.fresh("killed"))
+    job = replace(stage.job, base_dir=base_dir, single_writer=False)
+    assert processes.run([replace(job, kill_at=3), replace(job, kill_at=3, kill_after=True)]) == [-9, -9]
+    assert processes.run([job]) == [0]
+    assert stage.outcome()["report"]["packed"] == len(LATER)
+
+
+class TestAtOnce:
+    """Three packers as real processes on one store."""
+
+    def jobs(self, tmp_path: Path, brought: Sequence[Mapping[str, bytes]]) -> list[PackingJob]:
+        sources = Sources(tmp_path / "sources")
+        jobs = []
+        for at, files in enumerate(brought):
+            manifest = sources.manifest(sources.rows(files), f"{at}.json")
+            base_dir, outcome = tmp_path / "store", tmp_path / f"outcome-{at}.json"
+            jobs.append(PackingJob(str(base_dir), str(manifest), str(outcome), single_writer=False))
+        return jobs
+
+    def outcomes(self, tmp_path: Path) -> list[dict[str, int]]:
+        return [json.loads((tmp_path / f"outcome-{at}.json").read_text())["report"] for at in range(3)]
+
+    async def test_the_union_remains(self, tmp_path: Path, processes: PackingProcesses) -> None:
+        brought = [{f"packer-{at}/{number}": os.urandom(100) for number in range(40)} for at in range(3)]
+        assert processes.run(self.jobs(tmp_path, brought)) == [0, 0, 0]
+        assert [outcome["packed"] for outcome in self.outcomes(tmp_path)] == [40, 40, 40]
+        await check_store(tmp_path / "store", brought[0] | brought[1] | brought[2])
+
+    async def test_each_file_counts_once(self, tmp_path: Path, processes: PackingProcesses) -> None:
+        files = {f"file-{number}": os.urandom(100) for number in range(40)}
+        assert processes.run(self.jobs(tmp_path, [files] * 3)) == [0, 0, 0]
+        outcomes = self.outcomes(tmp_path)
+        assert sum(outcome["packed"] for outcome in outcomes) == 40
+        assert sum(outcome["skipped"] for outcome in outcomes) == 80
+        await check_store(tmp_path / "store", files)
+
+    async def test_one_of_three_contents_wins(self, tmp_path: Path, processes: PackingProcesses) -> None:
+        brought = [{f"file-{number}": b"%d of %d" % (number, at) for number in range(20)} for at in range(3)]
+        assert processes.run(self.jobs(tmp_path, brought)) == [0, 0, 0]
+        outcomes = self.outcomes(tmp_path)
+        assert sum(outcome["packed"] for outcome in outcomes) == 20
+        assert sum(outcome["failed"] for outcome in outcomes) == 40
+        found = await files_in(tmp_path / "store", brought[0])
+        assert all(found[uid] in {files[uid] for files in brought} for uid in brought[0])
+        await check_store(tmp_path / "store", found)
