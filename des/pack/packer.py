@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
 
-from des.errors import ConflictError, DESError, ObjectNotFoundError, SettingsError, StorageError
+from des.errors import (
+    ConflictError,
+    DESError,
+    ObjectNotFoundError,
+    SettingsError,
+    StorageError,
+    UnsupportedFormatError,
+)
 from des.pack.commit import Change, new_name, now_microseconds, open_shard, swap
 from des.pack.decisions import Candidate, OnConflict, Verdict, candidate_of, decide
 from des.pack.encoding import (
@@ -161,6 +168,7 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
 
     Raises:
         SettingsError: n_bits of the day changed.
+        UnsupportedFormatError: the shard is of a newer format.
         StorageError: the storage is unwell.
     """
     repeated = await workshop.ask_plan(lambda: workshop.plan.repeated(shard))
@@ -171,7 +179,7 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
     for rows in rounds:
         try:
             outcome = await _pack_round(workshop, identity, rows)
-        except (StorageError, SettingsError):
+        except (StorageError, SettingsError, UnsupportedFormatError):
             raise
         except DESError as error:
             failed = Tally()

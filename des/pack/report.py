@@ -41,7 +41,8 @@ class Failure:
             "status": self.status,
             "error": self.error,
         }
-        return json.dumps(value, ensure_ascii=False)
+        # A lone surrogate (part of a path that is no UTF-8) has no UTF-8; the escape that takes its place is JSON's own.
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(slots=True)

@@ -71,7 +71,7 @@ async def days_of(storage: Storage) -> list[str]:
 
 
 async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[Identity]:
-    """Return the shards of a day in the order of their indices.
+    """Return the shards of a day in the order of their indices. Objects that do not end in `.des` are none of ours and passed over.
 
     Raises:
         LostHeadError: there are segments of a shard, but no head.
@@ -80,7 +80,7 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
     """
     n_bits = descriptor.n_bits_on(day)
     level = await storage.list_level(f"{day}/")
-    keys = {info.key for info in level.objects}
+    keys = {info.key for info in level.objects if info.key.endswith(".des")}
     for prefix in level.prefixes:
         key = f"{prefix.removesuffix('/')}.des"
         if key not in keys:

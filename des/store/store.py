@@ -257,7 +257,9 @@ class Store:
             Errors as for `read`.
         """
         if found.is_large:
-            raise InvalidRequestError(f"the file {found.uid!r} is large; its stored bytes are not to be had as they are.")
+            raise InvalidRequestError(
+                f"the file {found.uid!r} is large; its stored bytes are not to be had as they are."
+            )
         return await self.in_time(self._read_stored(found))
 
     async def _read_stored(self, found: FoundFile) -> bytes:

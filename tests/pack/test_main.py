@@ -1,0 +1,302 @@
+"""The packer as a command: what it prints, what it exits with, and how it ends when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from des.console import status_of
+from des.pack.__main__ import pack_command
+from des.storage.local import LocalStorage
+from des.storage.paths import TEMPORARY_PREFIX
+from tests.making import make_store
+from tests.pack.packing import Row, Sources, check_store, names_of_one_shard, objects_under
+from tests.shard.forging import forged_footer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAMES = [
+    "files", "packed", "skipped", "failed", "bytes_in", "bytes_stored", "shards", "segments", "objects_written", "seconds", "store",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.err.splitlines()]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    return Sources(tmp_path / "sources")
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    monkeypatch.setenv("DES_SINGLE_WRITER", "true")  # spares each run the two processes that prove locks
+
+    def run(*arguments: object) -> Outcome:
+        capfdbinary.readouterr()
+        status = status_of(pack_command, [str(argument) for argument in arguments])
+        out, err = capfdbinary.readouterr()
+        return Outcome(status, out.decode(), err.decode())
+
+    return run
+
+
+def of_a_store(sources: Sources, rows: list[Row], base_dir: Path) -> list[object]:
+    return ["--input-json", sources.manifest(rows), "--output-dir", base_dir, "--n-bits", 1]
+
+
+def test_json_is_all_there_is_on_stdout(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    rows = [sources.row("a", b"content"), sources.row("b", b"xy"), sources.row("a", b"content")]
+    outcome = run(*of_a_store(sources, rows, base_dir), "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.endswith("}\n")
+    assert outcome.out.count("\n") == 1
+    assert list(outcome.json) == NAMES
+    counts = {
+        name: outcome.json[name] for name in NAMES if name not in {"seconds", "shards", "segments", "objects_written"}
+    }
+    assert counts == {
+        "files": 3,
+        "packed": 2,
+        "skipped": 1,
+        "failed": 0,
+        "bytes_in": 9,
+        "bytes_stored": 9,
+        "store": str(base_dir),
+    }
+    assert outcome.json["objects_written"] == outcome.json["segments"] + outcome.json["shards"]
+    anyio.run(check_store, base_dir, {"a": b"content", "b": b"xy"})
+
+
+def test_failed_rows_are_a_line_each(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    rows = [
+        sources.row("good", b"content"),
+        sources.row("missing", b"") | {"source_path": "/nowhere"},
+        sources.row("bad\n", b"x"),
+        sources.row("good", b"other"),
+        sources.row(17, b"x", size_bytes=5),
+    ]
+    errors = sources.directory / "errors.ndjson"
+    outcome = run(*of_a_store(sources, rows, base_dir), "--json", "--errors", errors)
+    assert outcome.status == 1
+    assert (outcome.json["packed"], outcome.json["failed"]) == (1, 4)
+    assert errors.read_text() == outcome.err
+    failures = sorted(outcome.failures, key=lambda failure: failure["row"])
+    assert [list(failure) for failure in failures] == [["row", "uid", "source_path", "status", "error"]] * 4
+    assert [(failure["row"], failure["uid"], failure["status"]) for failure in failures] == [
+        (2, "missing", "invalid"),
+        (3, "bad\n", "invalid"),
+        (4, "good", "conflict"),
+        (5, "17", "invalid"),
+    ]
+    assert all(failure["source_path"] == rows[failure["row"] - 1]["source_path"] for failure in failures)
+
+
+def test_a_table_for_people(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    outcome = run(*of_a_store(sources, [sources.row("a", b"content")], base_dir))
+    assert (outcome.status, outcome.out) == (0, "")
+    assert "packed into" in outcome.err
+    assert "objects written" in outcome.err
+    outcome = run(*of_a_store(sources, [sources.row("a", b"content")], base_dir), "--quiet")
+    assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("rows", [[], [{"uid": "a"}]])
+def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir: Path, rows: list[Row]) -> None:
+    outcome = run(*of_a_store(sources, rows, base_dir), "--json")
+    assert outcome.status == bool(rows)
+    assert outcome.json["files"] == outcome.json["failed"] == len(rows)
+    assert not base_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--input-json"),
+        (["--input-json", "MANIFEST", "--n-bits", "17"], "17"),
+        (["--input-json", "MANIFEST", "--n-bits", "0"], "0"),
+        (["--input-json", "MANIFEST", "--codec", "brotli"], "brotli"),
+        (["--input-json", "MANIFEST", "--level", "23"], "23"),
+        (["--input-json", "MANIFEST", "--codec", "lz4", "--level", "13"], "level 13"),
+        (["--input-json", "MANIFEST", "--on-conflict", "ask"], "ask"),
+        (["--input-json", "MANIFEST", "--max-shard-size", "0"], "less than 1"),
+        (["--input-json", "MANIFEST", "--max-shard-size", "many"], "no size"),
+        (["--input-json", "MANIFEST", "--memory", "1MiB"], "less than"),
+        (["--input-json", "MANIFEST", "--threads", "0"], "0"),
+        (["--input-json", "MANIFEST", "--errors", "/nowhere/errors"], "/nowhere/errors"),
+        (["--input-json", "/nowhere/manifest.json"], "/nowhere/manifest.json"),
+        (["--input-json", "DIRECTORY"], "directory"),
+        (["--input-json", "BROKEN"], "not valid JSON"),
+        (["--input-json", "MANIFEST", "--input-json", "BROKEN"], "not valid JSON"),
+        (["--input-json", "OBJECT"], "not a JSON array"),
+        (["--input-json", "EMPTY"], "not valid JSON"),
+        (["--input-json", "BOM"], "not valid JSON"),
+        (["--input-json", "MANIFEST", "--unknown"], "--unknown"),
+    ],
+)
+def test_a_wrong_call_or_manifest_writes_nothing(
+    run: Callable[..., Outcome], sources: Sources, base_dir: Path, arguments: list[str], sentence: str
+) -> None:
+    manifest = sources.manifest([sources.row("a", b"content")])
+    texts = {"BROKEN": manifest.read_text()[:-1], "OBJECT": "{}", "EMPTY": "", "BOM": "\ufeff[]"}
+    for name, text in texts.items():
+        (sources.directory / name).write_text(text)
+    paths = {"MANIFEST": manifest, "DIRECTORY": sources.directory} | {name: sources.directory / name for name in texts}
+    outcome = run(*(paths.get(argument, argument) for argument in arguments), "--output-dir", base_dir)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err
+    *rest, last = outcome.err.splitlines()
+    assert last.startswith("des: error: ")
+    assert len(rest) < 20  # the table of a run that did nothing, at most
+    assert not base_dir.exists()
+
+
+def test_another_n_bits(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    rows = [sources.row("a", b"content")]
+    assert run(*of_a_store(sources, rows, base_dir)).status == 0
+    before = objects_under(base_dir)
+    outcome = run(*of_a_store(sources, rows, base_dir), "--n-bits", 3, "--json")
+    assert outcome.status == 2
+    assert "n_bits is configured as 3" in outcome.err
+    assert objects_under(base_dir) == before
+
+
+@pytest.mark.parametrize("harm", ["newer descriptor", "newer head", "lost head", "damaged head"])
+def test_unsound_stores(run: Callable[..., Outcome], sources: Sources, base_dir: Path, harm: str) -> None:
+    maker = anyio.run(make_store, LocalStorage(base_dir), {"before": b"content"})
+    head = base_dir / maker.identity("before").head_key
+    descriptor = base_dir / "des.json"
+    if harm == "newer descriptor":
+        descriptor.write_text(descriptor.read_text().replace('"version": 1', '"version": 2'))
+    elif harm == "newer head":
+        head.write_bytes(forged_footer(head.read_bytes(), version=2))
+    elif harm == "lost head":
+        head.unlink()
+    else:
+        head.write_bytes(head.read_bytes()[:-1])
+    before = objects_under(base_dir)
+    outcome = run(*of_a_store(sources, [sources.row("before", b"content")], base_dir), "--json")
+    assert outcome.status == (2 if harm.startswith("newer") else 1)
+    assert "Traceback" not in outcome.err
+    if harm.startswith("newer"):
+        assert "upgrade DES" in outcome.err
+    else:
+        (failure,) = outcome.failures
+        assert failure["status"] == "corrupt"
+        assert harm != "lost head" or "des repair" in failure["error"]
+    assert objects_under(base_dir) == before
+
+
+def test_a_storage_that_cannot_be_written(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    base_dir.write_text("a file where the store should be")
+    outcome = run(*of_a_store(sources, [sources.row("a", b"content")], base_dir), "--json")
+    assert outcome.status == 3
+    assert outcome.json["packed"] == 0
+    assert "run the same command again" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-m", "des.pack", *map(str, arguments)]
+
+
+def test_a_disk_that_is_full(sources: Sources, base_dir: Path) -> None:
+    """Files may not grow past a limit here, which is as real as a full disk: the kernel refuses the write."""
+    before, small, big = names_of_one_shard(3)
+    anyio.run(make_store, LocalStorage(base_dir), {before: b"content"})
+    manifest = sources.manifest([sources.row(small, b"small"), sources.row(big, os.urandom(900_000))])
+    objects = objects_under(base_dir)
+    process = subprocess.run(
+        command("--input-json", manifest, "--output-dir", base_dir, "--json"),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (400_000, 400_000)),
+    )
+    assert process.returncode == 3, process.stderr
+    assert "File too large" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert json.loads(process.stdout)["packed"] == 0
+    assert {key: data for key, (data, _) in objects_under(base_dir).items()} == {
+        key: data for key, (data, _) in objects.items()
+    }
+    assert list(base_dir.rglob(TEMPORARY_PREFIX + "*")) == []
+    anyio.run(check_store, base_dir, {before: b"content"})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop(sources: Sources, base_dir: Path, number: signal.Signals) -> None:
+    """The first failed row comes when a shard is done and most are not begun: that is when it is told."""
+    files = {f"file-{at}": b"%d" % at * 20 for at in range(1500)}
+    rows = sources.rows(files)
+    for row in rows[::5]:
+        row["source_path"] = "/nowhere"
+        del files[row["uid"]]
+    manifest = sources.manifest(rows)
+    arguments = ["--input-json", manifest, "--output-dir", base_dir, "--json", "--threads", 1]
+    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(number)
+        lines = [first, *process.stderr]
+        out = process.stdout.read()
+    assert process.returncode == 128 + number, lines[-5:]
+    assert lines[-1] == f"des: stopped by {number.name}; run the same command again: what is done is skipped.\n"
+    failures = [json.loads(line) for line in lines[:-1]]
+    report = json.loads(out)
+    assert report["failed"] == len(failures)
+    done = report["packed"] + report["failed"]
+    assert 0 < done < report["files"] == 1500
+    assert list(base_dir.rglob(TEMPORARY_PREFIX + "*")) == []
+    again = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    outcome = json.loads(again.stdout)
+    assert outcome["skipped"] == report["packed"]
+    assert outcome["packed"] + outcome["skipped"] == len(files)
+    anyio.run(check_store, base_dir, files)
+
+
+def test_the_same_command_three_ways(sources: Sources, tmp_path: Path) -> None:
+    manifest = sources.manifest([sources.row("-a", b"content")])
+    ways = [[sys.executable, "-m", "des.pack"], [sys.executable, "-m", "des", "pack"]]
+    script = shutil.which("des-pack", path=str(Path(sys.executable).parent))
+    if script is not None:  # where the package is installed
+        ways.append([script])
+    for at, way in enumerate(ways):
+        arguments = [*way, "--input", str(manifest), "--output", str(tmp_path / f"store-{at}"), "--json"]
+        process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert json.loads(process.stdout)["packed"] == 1
