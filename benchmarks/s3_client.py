@@ -2,9 +2,9 @@
 
     python -m benchmarks.s3_client [--seconds 1.0] [--rounds 3]
 
-It runs SeaweedFS on this machine. The ways take turns within each round, so that a slow minute meets all of them; a ratio is the median of the rounds'.
-CPU is this process's alone. The last line says how much of the machine others used meanwhile: above a tenth, the rates mean little, and the
-CPU ratios a little less.
+It runs SeaweedFS on this machine. The ways take turns within each round, so that a slow minute meets all of them; a
+ratio is the median of the rounds'. CPU is this process's alone. The last line says how much of the machine others used
+meanwhile: above a tenth, the rates mean little, and the CPU ratios a little less.
 """
 
 from __future__ import annotations

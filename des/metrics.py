@@ -348,22 +348,20 @@ class MeteredStorage(StorageWrapper):
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Pass a listing on as it comes, and count it at its end."""
-        try:
+        async with self.around(Call("list", prefix)):
             async for info in self.inner.list(prefix):
                 yield info
-        except DESError as error:
-            self._ended("list", _outcome(error))
-            raise
-        self._ended("list")
 
     def _begun(self, purpose: Purpose) -> None:
         _registry.add(RANGE_CALLS, 1, self.backend, purpose)
 
     def _ended(self, verb: Verb, status: Status = "ok") -> None:
-        _registry.add(STORAGE_REQUESTS, 1, self.address, verb, status)
+        if self._counts_requests:
+            _registry.add(STORAGE_REQUESTS, 1, self.address, verb, status)
 
     def _moved(self, direction: Literal["read", "written"], count: int) -> None:
-        _registry.add(STORAGE_BYTES, count, self.address, direction)
+        if self._counts_requests:
+            _registry.add(STORAGE_BYTES, count, self.address, direction)
 
 
 def _outcome(error: DESError) -> Status:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from des.storage.testing import Fail, Fault, FaultyStorage
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from des.errors import Status
     from des.storage.protocol import Storage
 
 
@@ -153,6 +155,34 @@ def test_a_failed_call_is_counted_with_its_status(local: LocalStorage, grown: Gr
         name = f'des_storage_requests_total{{place="{local.address}",status="timeout",verb="{verb}"}}'
         assert grown[name] == 1
     assert grown['des_s3_range_calls_total{backend="local",type="payload"}'] == 1
+
+
+def test_a_storage_that_reports_its_requests_has_only_its_range_calls_counted(
+    local: LocalStorage, grown: Growth
+) -> None:
+    asyncio.run(use(metrics.metered(local, reports_requests=True)))
+    assert grown['des_s3_range_calls_total{backend="local",type="payload"}'] == 2
+    assert grown['des_s3_range_calls_total{backend="local",type="footer"}'] == 1
+    assert f'place="{local.address}"' not in metrics.exposition().decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    verb: str
+    status: Status
+    size: int
+    attempt: int
+
+
+def test_requests_that_a_storage_reports_itself(grown: Growth) -> None:
+    metrics.request_made("somewhere", Record("read_range", "timeout", 0, 1))
+    metrics.request_made("somewhere", Record("read_range", "ok", 5, 2))
+    metrics.request_made("somewhere", Record("put", "ok", 7, 1))
+    assert grown['des_storage_requests_total{place="somewhere",status="timeout",verb="read_range"}'] == 1
+    assert grown['des_storage_requests_total{place="somewhere",status="ok",verb="read_range"}'] == 1
+    assert grown['des_storage_retries_total{place="somewhere",verb="read_range"}'] == 1
+    assert grown['des_storage_bytes_total{direction="read",place="somewhere"}'] == 5
+    assert grown['des_storage_bytes_total{direction="written",place="somewhere"}'] == 7
 
 
 def test_a_file_for_the_textfile_collector(tmp_path: Path) -> None:

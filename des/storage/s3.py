@@ -1,10 +1,11 @@
 """`S3Storage`: a place on S3, or on a store that speaks its API.
 
-Reads go by presigned URLs where the endpoint takes them (`s3_presigned`), everything else through aiobotocore's client (`s3_endpoint`); both under one
-limit, one retry layer and one set of checks (`s3_requests`, `s3_reading`, `s3_ranges`), with one seam for errors (`s3_errors`).
+Reads go by presigned URLs where the endpoint takes them (`s3_presigned`), everything else through aiobotocore's client
+(`s3_endpoint`); both under one limit, one retry layer and one set of checks (`s3_requests`, `s3_reading`, `s3_ranges`),
+with one seam for errors (`s3_errors`).
 
-A version is an ETag without quotes. That is also how it is sent in the `If-Match` of a PUT: AWS documents this spelling, SeaweedFS and moto
-take both, and Ceph's radosgw compares rightly only without.
+A version is an ETag without quotes. That is also how it is sent in the `If-Match` of a PUT: AWS documents this
+spelling, SeaweedFS and moto take both, and Ceph's radosgw compares rightly only without.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from datetime import UTC
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageDeniedError, StorageUnavailableError
-from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Suffix
+from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, Suffix
 from des.storage.s3_endpoint import acquire_endpoint, release_endpoint
-from des.storage.s3_errors import Failure, failure_of_reply
+from des.storage.s3_errors import Failure, failure_of_reply, required
 from des.storage.s3_multipart import body_of, open_upload
 from des.storage.s3_presigned import PresignedSource
 from des.storage.s3_probe import probe_conditional_writes
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import AsyncGenerator, AsyncIterator
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from types_aiobotocore_s3.type_defs import ListObjectsV2OutputTypeDef
 
@@ -55,7 +59,7 @@ async def open_s3(config: S3Config, *, observe: Observer | None = None) -> S3Sto
 
 
 class S3Storage:
-    """Objects under a prefix of a bucket. Implements `des.storage.protocol.Storage`; made by `open_s3`, closed by `aclose`."""
+    """Objects under a prefix of a bucket, behind `des.storage.protocol.Storage`; made by `open_s3`, closed by `aclose`."""
 
     backend = "s3"
 
@@ -70,6 +74,7 @@ class S3Storage:
         self._source: Source = (
             PresignedSource(requests, client_source) if self.config.presigned == "auto" else client_source
         )
+        self._alone = anyio.Lock()
         self._closed = False
 
     async def read_suffix(
@@ -120,7 +125,10 @@ class S3Storage:
         version: str | None = None,
         purpose: Purpose = "payload",  # noqa: ARG002
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
-        """See `Storage.stream_range`. A stream holds a connection until its context ends, also while nobody takes its pieces."""
+        """See `Storage.stream_range`.
+
+        A stream holds a connection until its context ends, also while nobody takes its pieces.
+        """
         read = RangeRead(self._requests.subject(key, "read"), start, end, version)
         async with aclosing(read_pieces(self._requests, self._source, "stream_range", read, stream=True)) as pieces:
             yield pieces
@@ -136,30 +144,23 @@ class S3Storage:
             # A reply to HEAD has no body to tell a missing bucket from a missing object.
             await self._check_bucket()
             raise
-        return ObjectInfo(key, found["ContentLength"], version_of(found["ETag"]), found["LastModified"].astimezone(UTC))
+        version = version_of(required(found, "ETag", subject))
+        modified: datetime = required(found, "LastModified", subject)
+        return ObjectInfo(key, required(found, "ContentLength", subject), version, modified.astimezone(UTC))
 
     async def put(self, key: str, data: bytes, mode: PutMode) -> str:
         """See `Storage.put`."""
-        condition: dict[str, Any] = {}
-        if isinstance(mode, IfAbsent):
-            condition["IfNoneMatch"] = "*"
-        elif isinstance(mode, IfVersion):
-            condition["IfMatch"] = mode.version
-        subject = self._requests.subject(key, "write", conditional=bool(condition))
-        done = await self._requests.call(
-            "put",
-            subject,
-            lambda: self._client.put_object(
-                Bucket=subject.bucket,
-                Key=subject.key,
-                Body=body_of(data),
-                **condition,
-                **self._write_options,
-                **self._payer,
-            ),
-            size=len(data),
-        )
-        return version_of(done["ETag"])
+        if not self.config.single_writer or isinstance(mode, Overwrite):
+            return await self._put(key, data, mode)
+        async with self._alone:
+            wanted = mode.version if isinstance(mode, IfVersion) else None
+            try:
+                found = (await self.head(key)).version
+            except ObjectNotFoundError:
+                found = None
+            if found != wanted:
+                raise PreconditionFailedError(f"{self.address}/{key} is not at the version asked for.")
+            return await self._put(key, data, Overwrite())
 
     def open_writer(self, key: str) -> AbstractAsyncContextManager[ObjectWriter]:
         """See `Storage.open_writer`."""
@@ -177,8 +178,8 @@ class S3Storage:
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """See `Storage.list`.
 
-        Stores that keep directories, such as SeaweedFS, list them by the names of the directories, without the slash that S3 sorts by. The two orders
-        agree on the first name, so what shares it is held back and sorted.
+        Stores that keep directories, such as SeaweedFS, list by the names of these, without the slash that S3 sorts by.
+        The two orders agree on the first name, so what shares it is held back and sorted.
         """
         depth = prefix.rfind("/") + 1
         held: builtins.list[ObjectInfo] = []
@@ -209,7 +210,7 @@ class S3Storage:
 
     async def check_conditional_writes(self, key: str) -> None:
         """See `Storage.check_conditional_writes`."""
-        await probe_conditional_writes(self, key)
+        await probe_conditional_writes(self, key, self._put)
 
     async def check_access(self) -> None:
         """Prove that bucket and credentials are good, and that missing objects can be told from forbidden ones.
@@ -253,6 +254,28 @@ class S3Storage:
         async with aclosing(read_pieces(self._requests, self._source, verb, read, stream=False)) as arriving:
             pieces.extend([piece async for piece in arriving])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _put(self, key: str, data: bytes, mode: PutMode) -> str:
+        condition: dict[str, Any] = {}
+        if isinstance(mode, IfAbsent):
+            condition["IfNoneMatch"] = "*"
+        elif isinstance(mode, IfVersion):
+            condition["IfMatch"] = mode.version
+        subject = self._requests.subject(key, "write", conditional=bool(condition))
+        done = await self._requests.call(
+            "put",
+            subject,
+            lambda: self._client.put_object(
+                Bucket=subject.bucket,
+                Key=subject.key,
+                Body=body_of(data),
+                **condition,
+                **self._write_options,
+                **self._payer,
+            ),
+            size=len(data),
+        )
+        return version_of(required(done, "ETag", subject))
 
     async def _check_bucket(self) -> None:
         subject = self._requests.subject("", "list")

@@ -56,6 +56,7 @@ class S3Config:
         storage_class: for every object written; None means the bucket's default.
         request_payer: `requester` where the bucket asks for it.
         presigned: `auto` reads by presigned URLs where the endpoint takes them, `off` never does.
+        single_writer: nobody else ever writes here: conditions are checked before a write instead of by the storage.
         request_timeout: seconds that one verb may take, retries included, plus a second for each MiB it moves.
     """
 
@@ -71,6 +72,7 @@ class S3Config:
     request_payer: Literal["requester"] | None = None
     ca_bundle: Path | None = None
     presigned: Literal["auto", "off"] = "auto"
+    single_writer: bool = False
     max_connections: int = 128
     request_timeout: float = 30.0
 
@@ -111,6 +113,7 @@ class S3Config:
             request_payer=settings.s3_request_payer,
             ca_bundle=settings.s3_ca_bundle,
             presigned=settings.s3_presigned,
+            single_writer=settings.single_writer,
             max_connections=settings.max_connections,
             request_timeout=settings.request_timeout,
         )

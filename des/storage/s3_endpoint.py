@@ -1,14 +1,14 @@
-"""One endpoint as this process knows it: one client, one pool of connections, one limit on requests at once, one retry budget.
+"""One endpoint as this process knows it: its client, its connections, its limit on requests at once, its retry budget.
 
-Places on the same endpoint share all of it, within an event loop, by count: the last one to leave closes it. This module alone makes
-aiobotocore clients. What it sets, and why:
+Places on the same endpoint share all of it, within an event loop, by count: the last one to leave closes it. This
+module alone makes aiobotocore clients. What it sets, and why:
 
 - Retries of botocore are off: there is one retry layer (`s3_retry`), and it has the body inside.
 - `signature_version` s3v4, because presigned URLs are SigV2 by default on custom endpoints.
 - Checksums only `when_required` on custom endpoints: several S3-compatible stores refuse or mangle the others.
 - `Expect: 100-continue` is unregistered: a silent peer hangs it.
-- Loading botocore's data blocks for a good part of a second, so it happens in a thread, as does what reads files: the AWS configuration,
-  credentials and certificates.
+- Loading botocore's data blocks for a good part of a second, so it happens in a thread, as does what reads files: the
+  AWS configuration, credentials and certificates.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The one seam where the errors of botocore, aiohttp, the socket and S3 itself become DES's own.
 
-An attempt that fails is a `Failure`: the error a caller would see, and what the retry layer needs to know about it. Rules:
+An attempt that fails is a `Failure`: the error a caller would see, and what the retry layer needs to know about it.
+Rules:
 
-- 403 is never 404. Only S3's `NoSuchKey` (and a bare 404 on HEAD) is `ObjectNotFoundError`; a missing bucket is storage trouble.
+- 403 is never 404. Only S3's `NoSuchKey` (and a bare 404 on HEAD) is `ObjectNotFoundError`; a missing bucket is storage
+  trouble.
 - 412, 409 to a conditional request, and 404 to `If-Match` are `PreconditionFailedError`.
 - A sentence never carries a URL, because a presigned one is a key to the object.
 - Every exception class of botocore and aiohttp has its kind in the table of `s3_kinds`.
@@ -17,7 +19,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 import botocore.exceptions
@@ -175,6 +177,17 @@ def failure_of_reply(
         retry_after=_retry_after((headers or {}).get("retry-after", "")),
         status=status,
     )
+
+
+def required(reply: Mapping[str, Any], name: str, subject: Subject) -> Any:  # noqa: ANN401 - what botocore parsed
+    """Return a field of a parsed reply.
+
+    Raises:
+        StorageUnavailableError: it is missing; what answers here is hardly S3.
+    """
+    if name not in reply:
+        raise StorageUnavailableError(f"{subject.endpoint} answered without {name} for {subject}.")
+    return reply[name]
 
 
 def failure_of_body(status: int, body: bytes, subject: Subject, headers: Mapping[str, str]) -> Failure:

@@ -1,12 +1,12 @@
 """Writing a large object to S3 in parts.
 
-- Parts are uploaded while the next ones are written: no more than `MAX_IN_FLIGHT` bytes of them at once, or one part where that is larger, and
-  each retried by itself.
-- Parts begin at 8 MiB and double every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts. (Stores that want
-  all parts equal, such as Cloudflare R2, take what fits into the first 1,000: 7.8 GiB.)
+- Parts are uploaded while the next ones are written: no more than `MAX_IN_FLIGHT` bytes of them at once, or one part
+  where that is larger, and each retried by itself.
+- Parts begin at 8 MiB and double every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts.
+  (Stores that want all parts equal, such as Cloudflare R2, take what fits into the first 1,000: 7.8 GiB.)
 - What fits into one part becomes one plain PUT.
-- A writer that fails or is cancelled aborts its upload, shielded and bounded in time. An upload that could not be aborted holds storage until the
-  bucket's lifecycle rule for incomplete uploads ends it; it is never listed.
+- A writer that fails or is cancelled aborts its upload, shielded and bounded in time. An upload that could not be
+  aborted holds storage until the bucket's lifecycle rule for incomplete uploads ends it; it is never listed.
 - A completion whose outcome is unknown is settled by a look at the object: only this writer knows its name.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from des.errors import StorageError
+from des.storage.s3_errors import required
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -47,7 +48,7 @@ def part_size(number: int) -> int:
 
 
 class _SharedBytes(io.BytesIO):
-    """Bytes to be read as a file, without a copy: aiohttp asks a `BytesIO` for its buffer to measure it, which would make one."""
+    """Bytes to be read as a file, without a copy: aiohttp measures a `BytesIO` by its buffer, which would make one."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -191,7 +192,7 @@ class _Upload:
                 self._subject,
                 lambda: client.create_multipart_upload(**self._where, **self._options),
             )
-            self._id = made["UploadId"]
+            self._id = required(made, "UploadId", self._subject)
         data = self._part.getvalue()  # the buffer itself, where nobody else holds it
         self._part = io.BytesIO()
         while self._in_flight and self._in_flight + len(data) > MAX_IN_FLIGHT:
@@ -211,7 +212,7 @@ class _Upload:
                 lambda: client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=body_of(data)),
                 size=len(data),
             )
-            self._parts[number] = done["ETag"]
+            self._parts[number] = required(done, "ETag", self._subject)
         except StorageError as error:
             self._error = self._error or error
         finally:
@@ -224,4 +225,4 @@ class _Upload:
             found = await self._requests.call("head", self._subject, lambda: client.head_object(**self._where))
         except StorageError:
             return False
-        return found["ContentLength"] == self._total
+        return found.get("ContentLength") == self._total

@@ -1,15 +1,19 @@
 """The hot path: range-GETs by presigned URLs, reused, over the small wire client.
 
-A `Range` or `If-Match` header is not part of a presigned signature, so one URL serves all range-GETs of its object. Rules:
+A `Range` or `If-Match` header is not part of a presigned signature, so one URL serves all range-GETs of its object.
+Rules:
 
-- Host, path and credential scope are learnt from a URL that botocore presigns, so that addressing and region are botocore's decision; where it
-  signs in a way that this module does not know (S3 Express, multi-region access points), or a proxy is configured, reads go through the
-  client. What is signed here is SigV4's query form ("Authenticating Requests: Using Query Parameters", Amazon S3 API Reference).
-- The session token and the requester-pays flag are signed query parameters. Server-side encryption by S3 or KMS needs nothing on GET.
-- All URLs of one generation end together: after 45 minutes, or with the credentials' life. They are valid 15 minutes longer than they are
-  used, as much as S3 tolerates a clock to be off.
-- A refusal (403, or what else S3 answers to a wrong signature, region or token) makes a new generation once; the second one sends
-  the read through the client. If the client succeeds there, presigned URLs do not work here: from then on the client reads, for good.
+- Host, path and credential scope are learnt from a URL that botocore presigns, so that addressing and region are
+  botocore's decision; where it signs in a way that this module does not know (S3 Express, multi-region access points),
+  or a proxy is configured, reads go through the client. What is signed here is SigV4's query form ("Authenticating
+  Requests: Using Query Parameters", Amazon S3 API Reference).
+- The session token and the requester-pays flag are signed query parameters. Server-side encryption by S3 or KMS needs
+  nothing on GET.
+- All URLs of one generation end together: after 45 minutes, or with the credentials' life. They are valid 15 minutes
+  longer than they are used, as much as S3 tolerates a clock to be off.
+- A refusal (403, or what else S3 answers to a wrong signature, region or token) makes a new generation once; the second
+  one sends the read through the client. If the client succeeds there, presigned URLs do not work here: from then on the
+  client reads, for good.
 - A presigned URL is a key to its object: it appears in no log, no exception and no record.
 """
 
@@ -173,7 +177,8 @@ class PresignedSource:
                 self._give_up()
             return reply
         conditions = read.conditions
-        head = f"GET {signer.target(read.subject.key)} HTTP/1.1\r\nHost: {signer.template.host}\r\nRange: {conditions.range}\r\n"
+        target, host = signer.target(read.subject.key), signer.template.host
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nRange: {conditions.range}\r\n"
         if conditions.if_match is not None:
             head += f'If-Match: "{conditions.if_match}"\r\n'
         if conditions.if_none_match is not None:

@@ -3,9 +3,11 @@
 Pure: headers in, a decision out. Rules:
 
 - 206 must carry exactly the range that was asked for, cut at the object's end, and a Content-Length that fits, if any.
-- 200 is the whole object, so it is believed only where the whole object was asked for and nothing has been received yet.
+- 200 is the whole object, so it is believed only where the whole object was asked for and nothing has been received
+  yet.
 - 416 means the range begins at or past the end; where the reply names a size that says otherwise, it is not believed.
-- The first ETag holds for the whole read: what follows is asked for with `If-Match`, and a reply under another ETag is refused.
+- The first ETag holds for the whole read: what follows is asked for with `If-Match`, and a reply under another ETag is
+  refused.
 - Whatever is not believed is a failed attempt, and never data.
 
 A version is the ETag without its quotes: stores spell it differently in conditions, see `s3.S3Storage.put`.
@@ -67,8 +69,8 @@ class RangeRead:
         end: one past the last byte; cut at the object's end by the first reply.
         offset: next byte to come.
         total: size of the object in bytes, from the first reply on.
-        outcome: of the last reply. `body`: the bytes from `offset` on follow. `unmodified`: the object is still at the version named by
-            `unless`. `past_end`: nothing is there.
+        outcome: of the last reply. `body`: the bytes from `offset` on follow. `unmodified`: the object is still at the
+            version named by `unless`. `past_end`: nothing is there.
         version: what the object is held to: asked for, or of the first reply. "" until then.
     """
 

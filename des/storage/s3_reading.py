@@ -1,13 +1,14 @@
 """Reading a range from S3: attempts that resume, over one of two sources.
 
-A `Source` sends one request and hands over its reply. `ClientSource` does so through aiobotocore and always works; `PresignedSource` (its own
-module) does so at a fraction of the CPU. `read_pieces` drives either: slot, deadline, checks, resume and retries are the same.
+A `Source` sends one request and hands over its reply. `ClientSource` does so through aiobotocore and always works;
+`PresignedSource` (its own module) does so at a fraction of the CPU. `read_pieces` drives either: slot, deadline,
+checks, resume and retries are the same.
 
-Ownership: slot and reply belong to the attempt, and are given back when it ends, be it by its last byte, an error, or the cancellation of the
-reader at any await. Whoever iterates `read_pieces` closes it.
+Ownership: slot and reply belong to the attempt, and are given back when it ends, be it by its last byte, an error, or
+the cancellation of the reader at any await. Whoever iterates `read_pieces` closes it.
 
-Progress: a piece of the body, 64 KiB of a stream or 256 KiB of a range that is read as a whole, must come within a third of
-`request_timeout`; else the attempt is given up and the next one resumes. Bytes that drip do not extend this.
+Progress: a piece of the body, 64 KiB of a stream or 256 KiB of a range that is read as a whole, must come within a
+third of `request_timeout`; else the attempt is given up and the next one resumes. Bytes that drip do not extend this.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One request to S3 at a time: its slot, its deadline, its record and its retries.
 
-Everything S3 is asked goes through `Requests`, so that the limit on requests at once, the retry layer and the observer see all of it. The order,
-from the outside in: deadline, retries, slot, record, request. Metrics therefore count every attempt.
+Everything S3 is asked goes through `Requests`, so that the limit on requests at once, the retry layer and the observer
+see all of it. The order, from the outside in: deadline, retries, slot, record, request. Metrics therefore count every
+attempt.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The one retry layer of S3: how often, how long, and how much in all.
 
-- Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015): the pause before the n-th retry is
-  uniform in [0, base * 2**n], capped.
-- A `Retry-After` of the server is kept where the deadline leaves room for it; where it does not, the error is raised at once.
-- A *budget* shared by all requests to an endpoint bounds what retries add to an overload: a token bucket as in the "standard" retry mode
-  of the AWS SDKs (retry quota: 500 tokens, 5 for a retry, 10 after a timeout, given back when the retry succeeds; 1 gained by a request
-  that needed none). While a fraction f of all attempts fails, (1-f)/(5f) retries per request can be paid for in the long run: 0.2 in a
-  storm that fails every second attempt, none where all fail.
+- Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015): the pause before
+  the n-th retry is uniform in [0, base * 2**n], capped.
+- A `Retry-After` of the server is kept where the deadline leaves room for it; where it does not, the error is raised at
+  once.
+- A *budget* shared by all requests to an endpoint bounds what retries add to an overload: a token bucket as in the
+  "standard" retry mode of the AWS SDKs (retry quota: 500 tokens, 5 for a retry, 10 after a timeout, given back when the
+  retry succeeds; 1 gained by a request that needed none). While a fraction f of all attempts fails, (1-f)/(5f) retries
+  per request can be paid for in the long run: 0.2 in a storm that fails every second attempt, none where all fail.
 - Progress clears the count of attempts, so that a long body may break as often as the budget and the deadline allow.
 """
 

@@ -1,15 +1,16 @@
 """A small HTTP/1.1 client for many GETs on few connections: what a range read needs, and nothing else.
 
-It exists because a general client spends several times as much CPU on a reply of a few KiB as the reply is worth. It knows GET requests that
-the caller has written out, replies with Content-Length, chunked or ended by close (RFC 9112), keep-alive, TLS and backpressure. It follows
-no redirect, stores no cookie, decodes nothing and retries nothing but a connection that the server closed while it was idle.
+It exists because a general client spends several times as much CPU on a reply of a few KiB as the reply is worth. It
+knows GET requests that the caller has written out, replies with Content-Length, chunked or ended by close (RFC 9112),
+keep-alive, TLS and backpressure. It follows no redirect, stores no cookie, decodes nothing and retries nothing but a
+connection that the server closed while it was idle.
 
 Rules:
 
-- One request at a time per connection. A connection goes back to the pool only when its reply has been received to the last byte; a
-  reply that is given up, for whatever reason and at whatever await, takes its connection with it.
-- Progress is bound in time: the head of a reply, and then each piece of its body, must come within the time the caller allows. Bytes that
-  drip do not extend it.
+- One request at a time per connection. A connection goes back to the pool only when its reply has been received to the
+  last byte; a reply that is given up, for whatever reason and at whatever await, takes its connection with it.
+- Progress is bound in time: the head of a reply, and then each piece of its body, must come within the time the caller
+  allows. Bytes that drip do not extend it.
 - Memory is bound: no more than a piece and one receive buffer per reply; beyond that the socket is not read.
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 HEADERS = ("content-length", "content-range", "etag", "retry-after", "transfer-encoding")
-# S3 and common gateways close idle connections after 5 to 20 s or more; one that is found closed costs a reconnect, no error.
+# Servers close idle connections after 5 s and more; one that is found closed costs a reconnect, no error.
 IDLE_SECONDS = 12.0
 
 _FINAL = int(HTTPStatus.OK)  # below it a reply is an interim one

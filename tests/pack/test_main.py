@@ -229,7 +229,7 @@ def test_a_storage_that_cannot_be_written(run: Callable[..., Outcome], sources: 
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-m", "des.pack", *map(str, arguments)]
+    return [sys.executable, "-W", "error::ResourceWarning", "-m", "des.pack", *map(str, arguments)]
 
 
 def test_a_disk_that_is_full(sources: Sources, base_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """A proxy before a real S3 server that does harm on purpose, and counts what arrives.
 
-It speaks enough HTTP/1.1 to know requests from replies. Signatures stay valid, because the Host header is passed on as it came. What it counts is what a
-server would see.
+It speaks enough HTTP/1.1 to know requests from replies. Signatures stay valid, because the Host header is passed on as
+it came. What it counts is what a server would see.
 
     async with FaultProxy.before(seaweedfs) as proxy:
         storage = await open_s3(proxy.config(bucket))
@@ -379,7 +379,10 @@ class FaultProxy:
         when: Callable[[Request], bool] | None = None,
         times: int | None = 1,
     ) -> Iterator[Fault]:
-        """Do harm to the requests described, while the context lasts; see `Fault`. Of several faults that meet a request, the latest has it."""
+        """Do harm to the requests described, while the context lasts; see `Fault`.
+
+        Of several faults that meet a request, the latest has it.
+        """
         fault = Fault(effect, method, key, when, times)
         self._faults.insert(0, fault)
         try:
@@ -484,7 +487,7 @@ class FaultProxy:
 
 
 async def _pass_on(exchange: Exchange) -> None:
-    """Carry request and reply through, piece by piece, so that a large body needs no memory and a slow reader slows the server."""
+    """Carry request and reply through, piece by piece: a large body needs no memory, a slow reader slows the server."""
     reader, writer = await asyncio.open_connection(*exchange.proxy.upstream, limit=_PIECE)
     try:
         writer.write(exchange.head + exchange.request.body)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def chain_may_read_files(no_blocking_in_the_loop: BlockBuster) -> None:
-    """Let the AWS chain read its files: `des` walks it in a loop that a worker thread runs for nothing else; renewals are botocore's."""
+    """Let the AWS chain read its files: it is walked in a loop that a worker thread runs for nothing else.
+
+    Renewals run in the main loop; how they read their files is botocore's.
+    """
     for function in no_blocking_in_the_loop.functions.values():
         function.can_block_in("des/storage/s3_endpoint.py", ["_load_credentials"])
         function.can_block_in("aiobotocore/credentials.py", ["_protected_refresh"])

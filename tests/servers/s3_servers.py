@@ -1,6 +1,7 @@
 """Real S3 servers for tests: SeaweedFS, and moto where AWS's own answer is wanted.
 
-SeaweedFS checks signatures; moto does not, and is blind to several conditions, so nothing that stands on those is tested on it alone.
+SeaweedFS checks signatures; moto does not, and is blind to several conditions, so nothing that stands on those is
+tested on it alone.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ def test_every_setting_arrives() -> None:
         s3_request_payer="requester",
         s3_ca_bundle=Path("bundle.pem"),
         s3_presigned="off",
+        single_writer=True,
         max_connections=7,
         request_timeout=9.0,
     )
@@ -41,6 +42,7 @@ def test_every_setting_arrives() -> None:
         request_payer="requester",
         ca_bundle=Path("bundle.pem"),
         presigned="off",
+        single_writer=True,
         max_connections=7,
         request_timeout=9.0,
     )

@@ -1,4 +1,5 @@
-"""What S3 storage does when the storage, or the way to it, does harm: the right bytes or a typed error, and nothing left behind."""
+"""What S3 storage does when the storage, or the way to it, does harm: the right bytes or a typed error, and nothing left
+behind."""
 
 from __future__ import annotations
 

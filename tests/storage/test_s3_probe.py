@@ -4,8 +4,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageUnavailableError
-from des.storage.protocol import IfAbsent
+from des.errors import (
+    ObjectNotFoundError,
+    PreconditionFailedError,
+    SettingsError,
+    StorageDeniedError,
+    StorageUnavailableError,
+)
+from des.storage.protocol import IfAbsent, IfVersion
 from des.storage.s3 import S3Storage, open_s3
 from tests.servers.fault_proxy import Answer, FaultProxy, IgnoreConditions
 
@@ -86,3 +92,27 @@ async def test_trouble_that_passes_does_not_spoil_the_proof(storage: S3Storage, 
 async def test_there_is_nothing_to_prove_it_on(storage: S3Storage) -> None:
     with pytest.raises(ObjectNotFoundError):
         await storage.check_conditional_writes("absent.json")
+
+
+async def test_a_single_writer_needs_no_conditions_of_the_store(fault_proxy: FaultProxy, bucket: str) -> None:
+    storage = await open_s3(fault_proxy.config(bucket, single_writer=True))
+    conditional = fault_proxy.fault(
+        Answer(501, "NotImplemented"),
+        method="PUT",
+        when=lambda request: bool({"if-match", "if-none-match"} & request.headers.keys()),
+        times=None,
+    )
+    with conditional as refusal:
+        first = await storage.put(KEY, b"1", IfAbsent())
+        with pytest.raises(PreconditionFailedError):
+            await storage.put(KEY, b"2", IfAbsent())
+        with pytest.raises(PreconditionFailedError):
+            await storage.put(KEY, b"2", IfVersion("0" * 32))
+        with pytest.raises(PreconditionFailedError):
+            await storage.put("absent", b"2", IfVersion(first))
+        await storage.put(KEY, b"2", IfVersion(first))
+        assert await storage.read_range(KEY, 0, 10) == b"2"
+        assert refusal.fired == 0
+        with pytest.raises(SettingsError, match="answered 501"):
+            await storage.check_conditional_writes(KEY)
+    await storage.aclose()

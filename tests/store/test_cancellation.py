@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import psutil
 import pytest
 
 from des.shard.codecs import Compression
+from des.storage.local import LocalStorage
 from des.store.cache import SingleFlight
 from tests.making import DAY, WHEN, File, make_store, reading
 from tests.store.contents import DICTIONARY, noise, read_stream, text
 from tests.store.meddling import Meddler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
-    from des.storage.local import LocalStorage
     from des.storage.testing import Call
     from des.store import Store
-    from tests.making import Maker
 
 
 class Canceller:
@@ -85,12 +85,27 @@ async def list_a_bit(store: Store) -> object:
         return await anext(infos)
 
 
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a store that all tests read."""
+    base_dir = tmp_path_factory.mktemp("store")
+
+    async def make() -> None:
+        local = LocalStorage(base_dir)
+        maker = await make_store(local, {"large": noise(1_200_000), "small": File(text(4096), metadata={"n": 1})})
+        await maker.add({"dictionary": text(500)}, compression=Compression(dictionary=DICTIONARY))
+        await maker.add({f"{number}": text(100 * number % 7000) for number in range(150)})
+        await local.aclose()
+
+    anyio.run(make)
+    return base_dir
+
+
 @pytest.fixture
-async def maker(local: LocalStorage) -> Maker:
-    maker = await make_store(local, {"large": noise(2_000_000), "small": File(text(4096), metadata={"n": 1})})
-    await maker.add({"dictionary": text(500)}, compression=Compression(dictionary=DICTIONARY))
-    await maker.add({f"{number}": text(100 * number % 7000) for number in range(250)})
-    return maker
+async def local(base_dir: Path) -> AsyncIterator[LocalStorage]:
+    local = LocalStorage(base_dir)
+    yield local
+    await local.aclose()
 
 
 def flights(store: Store) -> int:
@@ -103,7 +118,7 @@ def flights(store: Store) -> int:
 
 
 def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    return int(psutil.Process().num_fds())
 
 
 ALL = [get, get_with_dictionary, get_large, stat, stream, stream_a_bit, get_many, list_day, list_a_bit]
@@ -112,7 +127,7 @@ ALL = [get, get_with_dictionary, get_large, stat, stream, stream_a_bit, get_many
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("read", ALL, ids=lambda read: read.__name__)
 async def test_at_every_storage_call(
-    local: LocalStorage, maker: Maker, read: Callable[[Store], Awaitable[object]], when: str
+    local: LocalStorage, read: Callable[[Store], Awaitable[object]], when: str
 ) -> None:
     async with reading(local) as store:
         expected = await read(store)
@@ -136,13 +151,15 @@ async def test_at_every_storage_call(
         await local.aclose()
         await settle()
         assert asyncio.all_tasks() == tasks
-        assert descriptors() == files
+        with anyio.fail_after(20):  # a worker thread may hold one for the moment that it needs to forget its work
+            while descriptors() > files:
+                await anyio.lowlevel.checkpoint()
     assert cancelled >= 3
 
 
 @pytest.mark.parametrize("read", [get, stat, stream, get_many, list_day], ids=lambda read: read.__name__)
 async def test_whoever_else_reads_is_not_disturbed(
-    local: LocalStorage, maker: Maker, read: Callable[[Store], Awaitable[object]]
+    local: LocalStorage, read: Callable[[Store], Awaitable[object]]
 ) -> None:
     """One of twenty equal reads is cancelled at each of its calls in turn, those included that it makes for the others."""
     async with reading(local) as store:
@@ -169,9 +186,7 @@ async def test_whoever_else_reads_is_not_disturbed(
 
 
 @pytest.mark.parametrize("read", ALL, ids=lambda read: read.__name__)
-async def test_at_every_step_of_the_loop(
-    local: LocalStorage, maker: Maker, read: Callable[[Store], Awaitable[object]]
-) -> None:
+async def test_at_every_step_of_the_loop(local: LocalStorage, read: Callable[[Store], Awaitable[object]]) -> None:
     """Cancelled at whatever it waits for: locks, threads, channels and flights as well."""
     async with reading(local) as store:
         expected = await read(store)

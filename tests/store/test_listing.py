@@ -113,6 +113,20 @@ class TestCursor:
                 listed = [info.uid for info in await list_all(store, file_id(uids[position]).hex())]
                 assert listed == uids[position + 1 :]
 
+    async def test_a_page_that_ends_before_the_cursor_is_not_read(self, storage: RecordingStorage) -> None:
+        maker = await make_store(storage)
+        uids = in_order(maker.uids_of_one_shard(3000))
+        await maker.add(dict.fromkeys(uids, b"x"))
+        async with reading(storage) as store:
+            found = await store.find(uids[0], WHEN)
+            refs = found.loaded.head.directory.refs()
+            storage.calls.clear()
+            infos: Any = store.list(DAY, after=refs[1].first_key.hex())
+            async with aclosing(infos):
+                await anext(infos)
+            pages = storage.select(verb="read_range", key=found.identity.head_key)
+            assert [(call.start, call.end) for call in pages] == [(refs[1].offset, refs[1].end)]
+
     async def test_a_cursor_need_not_be_a_file(self, storage: RecordingStorage) -> None:
         await make_store(storage, {f"{number}": b"x" for number in range(20)}, n_bits=3)
         uids = in_order(f"{number}" for number in range(20))

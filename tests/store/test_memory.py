@@ -7,32 +7,53 @@ import tracemalloc
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.to_thread
 import pytest
 
 from des.errors import NotFoundError
 from des.routing import file_id
+from des.storage.local import LocalStorage
 from tests.making import WHEN, File, make_store, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
-    from des.storage.local import LocalStorage
     from des.store import Store
-    from tests.making import Maker
 
 FILES = 600
 DAYS = 10
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Make a store that all tests read; return its place and the uids of its big shard."""
+    base_dir = tmp_path_factory.mktemp("store")
+
+    async def make() -> list[str]:
+        local = LocalStorage(base_dir)
+        maker = await make_store(local)
+        uids = sorted(maker.uids_of_one_shard(FILES, stem="ünïcödé 🎈"), key=file_id)
+        await maker.add({uid: File(b"x", f"text/{uid}", {"🎈": uid * 5}) for uid in uids})
+        for day in range(1, DAYS + 1):
+            await maker.add({"large": bytes((1 << 20) + day)}, f"202402{day:02}")
+        await local.aclose()
+        return uids
+
+    return base_dir, anyio.run(make)
+
+
 @pytest.fixture
-async def maker(local: LocalStorage) -> Maker:
-    maker = await make_store(local)
-    uids = sorted(maker.uids_of_one_shard(FILES, stem="ünïcödé 🎈"), key=file_id)
-    await maker.add({uid: File(b"x", f"text/{uid}", {"🎈": uid * 5}) for uid in uids})
-    for day in range(1, DAYS + 1):
-        await maker.add({"large": bytes((1 << 20) + day)}, f"202402{day:02}")
-    return maker
+async def local(made: tuple[Path, list[str]]) -> AsyncIterator[LocalStorage]:
+    local = LocalStorage(made[0])
+    yield local
+    await local.aclose()
+
+
+@pytest.fixture
+def uids(made: tuple[Path, list[str]]) -> list[str]:
+    return made[1]
 
 
 async def absent_heads(store: Store, _uids: list[str]) -> None:
@@ -69,12 +90,11 @@ KINDS = [absent_heads, heads, pages, catalogs, seek_tables]
 @pytest.mark.parametrize("fill", KINDS, ids=lambda fill: fill.__name__)
 async def test_what_is_kept_weighs_what_it_is_said_to(
     local: LocalStorage,
-    maker: Maker,
+    uids: list[str],
     fill: Callable[[Store, list[str]], Awaitable[None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("des.store.index._KEPT_PLACES", 1)
-    uids = list(maker.files["20240131"])
     async with reading(local) as warm_up:
         await fill(warm_up, uids)
     async with reading(local) as store:
@@ -92,8 +112,7 @@ async def test_what_is_kept_weighs_what_it_is_said_to(
         assert taken < 1.2 * store.cache.used_bytes + 20_000
 
 
-async def test_it_never_says_more_than_it_may(local: LocalStorage, maker: Maker) -> None:
-    uids = list(maker.files["20240131"])
+async def test_it_never_says_more_than_it_may(local: LocalStorage, uids: list[str]) -> None:
     async with reading(local, cache_bytes=300_000, negative_ttl=0) as store:
         for fill in (*KINDS, *KINDS):
             await fill(store, uids[::10])
