@@ -76,6 +76,10 @@ class Plan:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Forget the plan."""
+        self.close()
+
+    def close(self) -> None:
+        """Forget the plan."""
         self._connection.close()
 
     def add(self, rows: Iterable[ManifestRow]) -> None:

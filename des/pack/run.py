@@ -7,6 +7,7 @@ trouble of the storage stops the run, because it would hit every shard: what is 
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from des.store.catalogs import CatalogReader
 from des.tasks import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
@@ -91,7 +92,7 @@ async def pack(storage: Storage, job: PackJob, report: Report, progress: Progres
         if known is not None:
             known.check_n_bits(job.n_bits)
         expected = known or Descriptor.new(DEFAULT_N_BITS if job.n_bits is None else job.n_bits)
-        with Plan(expected) as plan:
+        async with _open_plan(expected) as plan:
             shards = await anyio.to_thread.run_sync(_fill, plan, job.manifests, report, progress)
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
@@ -99,6 +100,16 @@ async def pack(storage: Storage, job: PackJob, report: Report, progress: Progres
                 await _pack_shards(storage, job, plan, descriptor, shards, report, progress)
     finally:
         report.seconds = round(time.monotonic() - started, 3)
+
+
+@asynccontextmanager
+async def _open_plan(expected: Descriptor) -> AsyncIterator[Plan]:
+    plan = await anyio.to_thread.run_sync(Plan, expected)
+    try:
+        yield plan
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(plan.close)
 
 
 def _fill(plan: Plan, manifests: Sequence[Path], report: Report, progress: Progress) -> list[PlannedShard]:

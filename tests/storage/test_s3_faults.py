@@ -339,7 +339,8 @@ async def test_a_storm_of_503_costs_no_more_than_the_budget_and_passes(
     storage: S3Storage, fault_proxy: FaultProxy, records: list[RequestRecord], bucket: str, presigned: str
 ) -> None:
     await storage.aclose()
-    storage = await open_s3(fault_proxy.config(bucket, presigned=presigned), observe=records.append)
+    config = fault_proxy.config(bucket, presigned=presigned, max_connections=16, request_timeout=120)
+    storage = await open_s3(config, observe=records.append)
     chance = random.Random(20240131)
     wanted, right, failed = 600, 0, 0
 
