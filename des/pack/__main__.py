@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import anyio
 import click
+from anyio import open_signal_receiver  # by name, so that it is loaded before the loop runs
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -167,7 +168,7 @@ async def _run(settings: Settings, job: PackJob, report: Report, progress: Progr
 
     async def stop_on_signal(scope: anyio.CancelScope) -> None:
         nonlocal stopped_by
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 stopped_by = number
                 scope.cancel()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import ijson
 
 from des.errors import InvalidRequestError, ManifestError
-from des.routing import normalize_uid, parse_created_at
+from des.routing import MAX_UID_BYTES, normalize_uid, parse_created_at
 from des.shard.catalog import encode_metadata
 from des.shard.layout import MAX_CONTENT_TYPE_BYTES, MAX_FILE_BYTES, to_microseconds
 
@@ -80,12 +80,12 @@ def read_manifest(path: Path, first: int = 1) -> Iterator[ManifestRow | BadRow]:
 
 def _read_json(file: BinaryIO, name: str, first_number: int) -> Iterator[ManifestRow | BadRow]:
     try:
-        events = ijson.basic_parse(file, use_float=True)
+        events = ijson.basic_parse(file)
         first = next(events, None)
         if first is None or first[0] != "start_array":
             raise ManifestError(f"the manifest {name} is not a JSON array of rows.")
         file.seek(0)
-        for number, value in enumerate(ijson.items(file, "item", use_float=True), start=first_number):
+        for number, value in enumerate(ijson.items(file, "item"), start=first_number):
             yield check_row(number, value)
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise ManifestError(f"the manifest {name} is not valid JSON: {str(error).splitlines()[0]}.") from error
@@ -99,7 +99,7 @@ def check_row(number: int, value: object) -> ManifestRow | BadRow:
     try:
         return _checked(number, value)
     except InvalidRequestError as error:
-        known_uid = str(uid) if isinstance(uid, str | int) else None
+        known_uid = uid if isinstance(uid, str) else str(uid) if _is_short_number(uid) else None
         return BadRow(number, known_uid, source if isinstance(source, str) else None, str(error))
 
 
@@ -111,7 +111,7 @@ def _checked(number: int, value: dict[str, Any]) -> ManifestRow:
     if not isinstance(source, str) or not source or "\0" in source:
         raise InvalidRequestError("source_path is not a path.")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES):
-        raise InvalidRequestError(f"size_bytes is {str(size)[:32]}, but must be an integer from 0 to {MAX_FILE_BYTES}.")
+        raise InvalidRequestError(f"size_bytes must be an integer from 0 to {MAX_FILE_BYTES}.")
     if not isinstance(value["created_at"], str):
         raise InvalidRequestError("created_at is not RFC 3339 text.")
     if content_type is not None and not _is_media_type(content_type):
@@ -125,6 +125,11 @@ def _checked(number: int, value: dict[str, Any]) -> ManifestRow:
         content_type=content_type,
         metadata=encode_metadata(value.get("metadata")),
     )
+
+
+def _is_short_number(value: object) -> bool:
+    """Tell whether a value is an integer that is no longer than any uid."""
+    return isinstance(value, int) and value.bit_length() < 4 * MAX_UID_BYTES
 
 
 def _is_media_type(value: object) -> bool:

@@ -45,12 +45,14 @@ from des.pack.encoding import (
     large_encoder_for,
     record_for,
 )
+from des.pack.owners import Owner, Owners
 from des.pack.report import Failure, Tally
 from des.pack.sources import SourceError, hash_large, read_large
 from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES
 from des.shard.layout import ENTRY_BYTES, Entry, Flag, Identity, decode_entry
 from des.shard.merging import Addition, merge
 from des.shard.writing import SegmentSummary, SegmentWriter
+from des.store.cache import ByteLRU
 from des.tasks import mapped_in_order
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from des.store.heads import WholeHead
 
 _ATTEMPTS = 10
+_TAILS_BYTES = 8 << 20
 
 Result = TypeVar("Result")
 
@@ -93,7 +96,7 @@ class Workshop:
         storage: the store's place.
         plan: the rows.
         options: how to pack.
-        catalogs: finds the uids of what is there.
+        tails: of the segments whose catalogs are read.
         threads: limits the worker threads that encode.
         batches: limits the batches held in memory.
         ahead: how many batches of one shard may be under way.
@@ -105,7 +108,7 @@ class Workshop:
         storage: Storage,
         plan: Plan,
         options: Options,
-        catalogs: CatalogReader,
+        catalogs: CatalogReader | None = None,  # noqa: ARG002 - what runs passed before `Owners`
         *,
         threads: int,
         batches: int,
@@ -116,7 +119,7 @@ class Workshop:
         self.storage = storage
         self.plan = plan
         self.options = options
-        self.catalogs = catalogs
+        self.tails = ByteLRU(_TAILS_BYTES)
         self.threads = anyio.CapacityLimiter(threads)
         self.batches = anyio.Semaphore(batches)
         self.ahead = threads + 1
@@ -257,6 +260,7 @@ class _Attempt:
         self._advance = advance
         self._base = base
         self._rows = rows
+        self._owners = Owners(workshop.storage, workshop.tails, base)
         self._tally = Tally()
         self._pending = Tally()
         self._additions: list[Addition] = []
@@ -313,14 +317,16 @@ class _Attempt:
     async def _decide_all(self, items: list[Item]) -> AsyncIterator[_Writable | _Settled]:
         """Decide on a batch, in order, one by one: what replaces something else is encoded only now."""
         items = [await self._known(item) if isinstance(item, Large) else item for item in items]
-        uids = await self._uids([item.entry for item in items if isinstance(item, Existing)])
+        await self._owners.learn(
+            [item.entry for item in items if isinstance(item, Existing) and not item.entry.deleted]
+        )
         for item in items:
             if item.row.number in self._failed:
                 continue
             if isinstance(item, Unusable):
                 yield _failed(item.row, "invalid", item.error)
             elif isinstance(item, Existing):
-                yield await self._decide(item, uids)
+                yield await self._decide(item)
             else:
                 yield _Writable(item, 0)
 
@@ -335,35 +341,17 @@ class _Attempt:
             return Unusable(item.row, str(error))
         return Existing(item.row, item.size, candidate_for(item.row, digest, item.size), entry)
 
-    async def _uids(self, entries: list[Entry]) -> dict[bytes, str | None]:
-        """Return the uids of live entries by file_id, None where the segment is gone."""
-        uids: dict[bytes, str | None] = {}
-        live = [entry for entry in entries if not entry.deleted]
-        for number in sorted({entry.segment for entry in live}):
-            ids = [entry.file_id for entry in live if entry.segment == number]
-            name = self._base.tables.segments[number].name
-            try:
-                rows = await self._workshop.catalogs.find(self._base.identity, name, ids)
-            except ObjectNotFoundError:
-                uids |= dict.fromkeys(ids)
-            else:
-                uids |= {file_id: row.uid for file_id, row in rows.items()}
-        return uids
-
-    async def _decide(self, item: Existing, uids: dict[bytes, str | None]) -> _Writable | _Settled:
+    async def _decide(self, item: Existing) -> _Writable | _Settled:
         row, options = item.row, self._workshop.options
         verdict = decide(item.candidate, item.entry, self._base.tables, options.on_conflict)
         flags = int(Flag.REPLACED)
-        if not item.entry.deleted:
-            uid = uids.get(row.file_id, "")
-            if uid is None and verdict is Verdict.SAME:
-                verdict, flags = Verdict.PACK, item.entry.flags
-            elif uid == "":
-                return _failed(row, "corrupt", "the segment that holds it does not list it; run `des verify`.")
-            elif uid is not None and uid != row.uid:
-                return _failed(
-                    row, "invalid", f"its file_id is that of another uid, {uid!r}; pack it under another name."
-                )
+        owner = Owner.SAME if item.entry.deleted else self._owners.of(item.entry, row.uid)
+        if owner is Owner.UNLISTED:
+            return _failed(row, "corrupt", "the segment that holds it does not list it; run `des verify`.")
+        if owner is Owner.OTHER:
+            return _failed(row, "invalid", "its file_id is that of another uid; pack it under another name.")
+        if owner is Owner.GONE and verdict is Verdict.SAME:
+            verdict, flags = Verdict.PACK, item.entry.flags
         if verdict in _SETTLED:
             return _SETTLED[verdict](row)
         if item.size > LARGE_BYTES:

@@ -163,11 +163,15 @@ async def _pack_shards(
         advance=progress.advance,
     )
 
+    reporting = anyio.CapacityLimiter(1)
+
     async def pack_one(shard: PlannedShard) -> None:
         identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
         report.shards += 1
         async for outcome in pack_shard(workshop, identity, shard):
-            report.take(outcome.tally)
+            # Off the loop, because it writes to files; shielded, because what is certain is reported.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import zstandard
@@ -68,6 +69,13 @@ class CatalogRow:
         return value
 
 
+def _number(value: object) -> float:
+    """Write a number as streaming parsers hand it over."""
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} is no JSON")
+
+
 def encode_metadata(metadata: object) -> bytes:
     """Return user metadata as canonical JSON (sorted keys, no spaces); b"" for None or {}.
 
@@ -79,7 +87,9 @@ def encode_metadata(metadata: object) -> bytes:
     if not isinstance(metadata, dict):
         raise InvalidRequestError("the metadata is not a JSON object.")
     try:
-        text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_number
+        )
         encoded = text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the metadata cannot be written as JSON: {error}.") from error

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from des.errors import ObjectNotFoundError, PreconditionFailedError, SettingsError
+from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
 from des.routing import MAX_N_BITS, MIN_N_BITS
 from des.storage.protocol import IfAbsent
 
@@ -216,15 +215,29 @@ async def ensure_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
         SettingsError: n_bits differs from the store's, or shards exist without a descriptor.
         StorageError: the storage is unwell.
     """
-    descriptor = await read_descriptor(storage)
-    if descriptor is None:
-        if any(_is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
+    descriptor = await read_descriptor(storage) or await _make_descriptor(storage, n_bits)
+    descriptor.check_n_bits(n_bits)
+    return descriptor
+
+
+async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
+    if any(_is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
+        # Looked for once more: another writer may just have made it, and its first shards.
+        descriptor = await read_descriptor(storage)
+        if descriptor is None:
             raise SettingsError(
                 f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {storage.address} --adopt`."
             )
-        fresh = Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
-        with suppress(PreconditionFailedError):  # another writer was first: what it wrote is read back
-            await storage.put(DESCRIPTOR_KEY, fresh.encode(), IfAbsent())
-        descriptor = await require_descriptor(storage)
-    descriptor.check_n_bits(n_bits)
-    return descriptor
+        return descriptor
+    fresh = Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
+    try:
+        await storage.put(DESCRIPTOR_KEY, fresh.encode(), IfAbsent())
+    except StorageDeniedError:
+        raise
+    except StorageError:
+        # Another writer was first, or the outcome is unknown: what is there now decides.
+        descriptor = await read_descriptor(storage)
+        if descriptor is None:
+            raise
+        return descriptor
+    return await require_descriptor(storage)
