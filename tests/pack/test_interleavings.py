@@ -194,4 +194,4 @@ async def test_two_packers_and_a_lost_reply(tmp_path: Path, name: str) -> None:
             break
         verbs += fired
     assert verbs.count("put") >= 2
-    assert len(verbs) > 16
+    assert len(verbs) >= 14

@@ -115,7 +115,7 @@ async def test_what_is_kept_weighs_what_it_is_said_to(
         finally:
             tracemalloc.stop()
         assert store.cache.used_bytes > 10_000
-        assert taken < 1.2 * store.cache.used_bytes + 20_000
+        assert taken < 1.2 * store.cache.used_bytes + 10_000
 
 
 async def test_it_never_says_more_than_it_may(local: LocalStorage, uids: list[str]) -> None:
