@@ -18,11 +18,10 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
-from des.routing import MAX_N_BITS, MIN_N_BITS
+from des.errors import InvalidRequestError, ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
+from des.routing import MAX_N_BITS, MIN_N_BITS, parse_day
 from des.storage.protocol import IfAbsent
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Descriptor:
                 tuple(Epoch(str(item["from"]), int(item["n_bits"])) for item in value["n_bits"]),
                 IndexRange(int(held["n_bits"]), int(held["start"]), int(held["end"])),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             if isinstance(error, SettingsError):
                 raise
             raise SettingsError(f"{DESCRIPTOR_KEY} is damaged; restore it with `des init STORE --adopt`.") from error
@@ -168,10 +167,9 @@ class Descriptor:
 
 def _is_day(day: str) -> bool:
     try:
-        date(int(day[:4]), int(day[4:6]), int(day[6:]))
-    except ValueError:
+        return parse_day(day) == day
+    except InvalidRequestError:
         return False
-    return True
 
 
 async def read_descriptor(storage: Storage) -> Descriptor | None:

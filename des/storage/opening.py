@@ -43,7 +43,10 @@ def resolve_target(target: Target, settings: Settings | None = None) -> Settings
         raise SettingsError("the store's address is empty; give a directory or s3://bucket/prefix.")
     if "://" not in text:
         return base.model_copy(update={"backend": "local", "base_dir": Path(text)})
-    address = urlsplit(text)
+    try:
+        address = urlsplit(text)
+    except ValueError as error:
+        raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.") from error
     if address.scheme != "s3" or not address.netloc or address.query or address.fragment:
         raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.")
     return base.model_copy(
