@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BATCH_FILES = 256
 # A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
 BATCH_BYTES = 8 << 20
+# What is encoded anew comes on top of its batch.
+ANEW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +150,25 @@ def _encode(row: PlannedRow, find: Callable[[bytes], Entry | None], compression:
     return Encoded(row, stored, Payload(digest, checksum32(stored), Codec(codec), len(stored), len(raw)))
 
 
-def encode_anew(row: PlannedRow, expected: Candidate, compression: Compression) -> Encoded | Unusable:
-    """Read and encode a small file that shall be packed although the head has its file_id.
+def encode_anew(wanted: Sequence[Existing], compression: Compression) -> list[Encoded | Unusable]:
+    """Read and encode small files that shall be packed although the head has their file_ids.
 
     Returns:
-        `Encoded`, or `Unusable` where the source is not any more what was decided on.
+        As many as fit into `ANEW_BYTES`, one at least, in order: `Unusable` where the source is not any more what was decided on.
     """
+    encoded: list[Encoded | Unusable] = []
+    held = 0
+    for item in wanted:
+        if held > ANEW_BYTES:
+            break
+        again = _encode_expected(item.row, item.candidate, compression)
+        if isinstance(again, Encoded):
+            held += len(again.stored)
+        encoded.append(again)
+    return encoded
+
+
+def _encode_expected(row: PlannedRow, expected: Candidate, compression: Compression) -> Encoded | Unusable:
     item = _encode(row, lambda _: None, compression)
     if isinstance(item, Unusable):
         return item

@@ -15,6 +15,7 @@ Rules of this file:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -246,6 +247,14 @@ class _Writable:
 
 
 @dataclass(frozen=True, slots=True)
+class _Anew:
+    """A small file that shall be written although the head has its file_id: not encoded yet."""
+
+    item: Existing
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Settled:
     """A row that needs no writing: skipped, or failed."""
 
@@ -315,20 +324,25 @@ class _Attempt:
     # ---- deciding -----------------------------------------------------------------------------------------------------------
 
     async def _decide_all(self, items: list[Item]) -> AsyncIterator[_Writable | _Settled]:
-        """Decide on a batch, in order, one by one: what replaces something else is encoded only now."""
+        """Decide on a batch, in order; what takes the place of something else is encoded only now, little by little."""
         items = [await self._known(item) if isinstance(item, Large) else item for item in items]
         await self._owners.learn(
             [item.entry for item in items if isinstance(item, Existing) and not item.entry.deleted]
         )
-        for item in items:
-            if item.row.number in self._failed:
+        decided = [self._decide(item) for item in items if item.row.number not in self._failed]
+        anew = deque(one.item for one in decided if isinstance(one, _Anew))
+        encoded: deque[Encoded | Unusable] = deque()
+        for one in decided:
+            if not isinstance(one, _Anew):
+                yield one
                 continue
-            if isinstance(item, Unusable):
-                yield _failed(item.row, "invalid", item.error)
-            elif isinstance(item, Existing):
-                yield await self._decide(item)
-            else:
-                yield _Writable(item, 0)
+            if not encoded:
+                compression = self._workshop.options.compression
+                encoded.extend(await self._workshop.in_thread(partial(encode_anew, anew, compression)))
+                for _ in encoded:
+                    anew.popleft()
+            item = encoded.popleft()
+            yield _Writable(item, one.flags) if isinstance(item, Encoded) else _failed(item.row, "invalid", item.error)
 
     async def _known(self, item: Large) -> Item:
         """Look a large file up before any of it is written; where the head has it, its content must be hashed first."""
@@ -341,25 +355,23 @@ class _Attempt:
             return Unusable(item.row, str(error))
         return Existing(item.row, item.size, candidate_for(item.row, digest, item.size), entry)
 
-    async def _decide(self, item: Existing) -> _Writable | _Settled:
-        row, options = item.row, self._workshop.options
-        verdict = decide(item.candidate, item.entry, self._base.tables, options.on_conflict)
+    def _decide(self, item: Item) -> _Writable | _Settled | _Anew:
+        if isinstance(item, Unusable):
+            return _failed(item.row, "invalid", item.error)
+        if not isinstance(item, Existing):
+            return _Writable(item, 0)
+        verdict = decide(item.candidate, item.entry, self._base.tables, self._workshop.options.on_conflict)
         flags = int(Flag.REPLACED)
-        owner = Owner.SAME if item.entry.deleted else self._owners.of(item.entry, row.uid)
-        if owner is Owner.UNLISTED:
-            return _failed(row, "corrupt", "the segment that holds it does not list it; run `des verify`.")
-        if owner is Owner.OTHER:
-            return _failed(row, "invalid", "its file_id is that of another uid; pack it under another name.")
+        owner = Owner.SAME if item.entry.deleted else self._owners.of(item.entry, item.row.uid)
+        if owner in _NOT_OURS:
+            return _failed(item.row, *_NOT_OURS[owner])
         if owner is Owner.GONE and verdict is Verdict.SAME:
             verdict, flags = Verdict.PACK, item.entry.flags
         if verdict in _SETTLED:
-            return _SETTLED[verdict](row)
+            return _SETTLED[verdict](item.row)
         if item.size > LARGE_BYTES:
-            return _Writable(Large(row, item.size, item.candidate.content_hash), flags)
-        again = await self._workshop.in_thread(lambda: encode_anew(row, item.candidate, options.compression))
-        if isinstance(again, Encoded):
-            return _Writable(again, flags)
-        return _failed(row, "invalid", again.error)
+            return _Writable(Large(item.row, item.size, item.candidate.content_hash), flags)
+        return _Anew(item, flags)
 
     # ---- writing ------------------------------------------------------------------------------------------------------------
 
@@ -502,6 +514,12 @@ _SETTLED: dict[Verdict, Callable[[PlannedRow], _Settled]] = {
     Verdict.CONFLICT: lambda row: _failed(
         row, "conflict", "other content is stored under this uid and day; see --on-conflict."
     ),
+}
+
+
+_NOT_OURS: dict[Owner, tuple[Status, str]] = {
+    Owner.OTHER: ("invalid", "its file_id is that of another uid; pack it under another name."),
+    Owner.UNLISTED: ("corrupt", "the segment that holds it does not list it; run `des verify`."),
 }
 
 

@@ -181,25 +181,36 @@ def test_what_holds_no_bytes_does_not_fill_a_batch(rows: Rows, monkeypatch: pyte
 
 
 class TestAnew:
-    def candidate(self, row: PlannedRow, content: bytes) -> Candidate:
-        return candidate_for(row, hashlib.sha256(content).digest()[:16], len(content))
+    def existing(self, row: PlannedRow, content: bytes) -> Existing:
+        candidate = candidate_for(row, hashlib.sha256(content).digest()[:16], len(content))
+        return Existing(row, len(content), candidate, entry_of(row.file_id))
 
     def test_the_same_content(self, rows: Rows) -> None:
         row = rows.row(TEXT)
-        item = encode_anew(row, self.candidate(row, TEXT), ZSTD)
-        assert item == encoded(row)
+        assert encode_anew([self.existing(row, TEXT)], ZSTD) == [encoded(row)]
 
     @pytest.mark.parametrize("content", [b"other", bytes(LARGE_BYTES + 1)])
     def test_other_content(self, rows: Rows, content: bytes) -> None:
         row = rows.row(content)
-        item = encode_anew(row, self.candidate(row, TEXT), ZSTD)
-        assert item == Unusable(row, "the source changed while it was read.")
+        assert encode_anew([self.existing(row, TEXT)], ZSTD) == [Unusable(row, "the source changed while it was read.")]
 
     def test_gone(self, rows: Rows) -> None:
         row = replace(rows.row(TEXT), source_path="/nowhere")
-        item = encode_anew(row, self.candidate(row, TEXT), ZSTD)
+        (item,) = encode_anew([self.existing(row, TEXT)], ZSTD)
         assert isinstance(item, Unusable)
         assert "No such file" in item.error
+
+    def test_as_many_as_fit(self, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(encoding, "ANEW_BYTES", 100)
+        contents = [os.urandom(size) for size in (60, 60, 60, 500, 60)]
+        given = [self.existing(rows.row(content), content) for content in contents]
+        sizes = []
+        while given:
+            items = encode_anew(given, ZSTD)
+            sizes.append(len(items))
+            assert [item.row for item in items] == [item.row for item in given[: len(items)]]
+            given = given[len(items) :]
+        assert sizes == [2, 2, 1]
 
 
 def test_large_files_are_encoded_beside_each_other(rows: Rows) -> None:
