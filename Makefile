@@ -8,7 +8,7 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test check fmt bench serve clean
+.PHONY: help demo test soak check fmt bench serve clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
 
 test: $(DEV) ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+soak: $(DEV) ## Run the long forms of the tests (bounded: half an hour)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m soak --timeout 1800
 
 check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -168,7 +168,7 @@ class ShardOutcome:
 
 
 async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard) -> AsyncIterator[ShardOutcome]:
-    """Pack all rows of a shard; yields what became certain, round by round. A shard that cannot be packed fails with its rows.
+    """Pack all rows of a shard; yields what became certain, as it does. A shard that cannot be packed fails with its rows.
 
     Raises:
         SettingsError: n_bits of the day changed.
@@ -186,11 +186,11 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
         except (StorageError, SettingsError, UnsupportedFormatError):
             raise
         except DESError as error:
-            failed = Tally()
             async for batch in rows.batches(workshop, 0):
-                failed.failures += [Failure.of_row(row, error.status, str(error)) for row in batch]
-            outcome = ShardOutcome(failed, 0, 0)
-        yield outcome
+                failures = [Failure.of_row(row, error.status, str(error)) for row in batch]
+                yield ShardOutcome(Tally(failures=failures), 0, 0)
+        else:
+            yield outcome
 
 
 async def _pack_round(workshop: Workshop, identity: Identity, rows: Round) -> ShardOutcome:
