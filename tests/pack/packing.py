@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from des.pack.inputs import Manifests
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.routing import file_id, shard_index
@@ -119,7 +120,7 @@ class Run:
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
-            manifests=manifests,
+            inputs=[Manifests(str(path)) for path in manifests],
             compression=compression or Compression(),
             on_conflict=on_conflict,
             n_bits=n_bits,
