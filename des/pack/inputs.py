@@ -198,9 +198,9 @@ def _rows_of(file: IO[bytes], name: str, *, only_json: bool) -> Iterator[list[ob
     stream = unpacked(file, naming.packing, sniff=naming.format is None)
     form = naming.format
     if form is None or (only_json and form not in _JSON_FORMATS):
-        form = sniffed_format(stream)
-    if only_json and form not in _JSON_FORMATS:
-        form = "json"
+        form = sniffed_format(stream) or ("json" if only_json else "jsonl")
+        if only_json and form != "jsonl":
+            form = "json"
     return _READERS[form](stream, name)
 
 

@@ -96,15 +96,17 @@ def unpacked(file: IO[bytes], packing: Packing | None, *, sniff: bool) -> io.Buf
     return stream
 
 
-def sniffed_format(stream: io.BufferedReader) -> Format:
-    """Tell the format from the first bytes that are no space; they stay in the stream."""
+def sniffed_format(stream: io.BufferedReader) -> Format | None:
+    """Tell the format from the first bytes that are no space, None where there are none; they stay in the stream."""
     beginning = stream.peek(_BUFFER_BYTES)
     if beginning.startswith(_PARQUET_MAGIC):
         return "parquet"
     beginning = beginning.removeprefix(_BOM).lstrip()
     if beginning.startswith(b"["):
         return "json"
-    return "jsonl" if not beginning or beginning.startswith(b"{") else "csv"
+    if not beginning:
+        return None
+    return "jsonl" if beginning.startswith(b"{") else "csv"
 
 
 def _buffered(file: IO[bytes]) -> io.BufferedReader:

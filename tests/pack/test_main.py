@@ -33,6 +33,9 @@ NAMES = [
 ]  # fmt: skip
 
 
+FAILURE = ["row", "uid", "source_path", "status", "error"]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     status: int
@@ -113,7 +116,7 @@ def test_failed_rows_are_a_line_each(run: Callable[..., Outcome], sources: Sourc
     assert (outcome.json["packed"], outcome.json["failed"]) == (1, 4)
     assert errors.read_text() == outcome.err
     failures = sorted(outcome.failures, key=lambda failure: failure["row"])
-    assert [list(failure) for failure in failures] == [["row", "uid", "source_path", "status", "error"]] * 4
+    assert [list(failure)[:6] for failure in failures] == [[*FAILURE, "created_at"]] * 4
     assert [(failure["row"], failure["uid"], failure["status"]) for failure in failures] == [
         (2, "missing", "invalid"),
         (3, "bad\n", "invalid"),
@@ -143,7 +146,7 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "--input-json"),
+        ([], "--input"),
         (["--input-json", "MANIFEST", "--n-bits", "17"], "17"),
         (["--input-json", "MANIFEST", "--n-bits", "0"], "0"),
         (["--input-json", "MANIFEST", "--codec", "brotli"], "brotli"),
@@ -156,12 +159,23 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
         (["--input-json", "MANIFEST", "--threads", "0"], "0"),
         (["--input-json", "MANIFEST", "--errors", "/nowhere/errors"], "/nowhere/errors"),
         (["--input-json", "/nowhere/manifest.json"], "/nowhere/manifest.json"),
-        (["--input-json", "DIRECTORY"], "directory"),
+        (["--input", "BARE"], "no manifest below"),
+        (["--input", "/nowhere/*.csv"], "no manifest matches"),
+        (["--from-tar", "MANIFEST"], "damaged"),
+        (["--from-tar", "-", "--input", "-"], "only once"),
+        (["/nowhere/directory"], "/nowhere/directory"),
+        (["STORE_PARENT"], "lies in"),
+        (["--input-json", "MANIFEST", "--created-at", "2024-01-31"], "--created-at"),
+        (["BARE", "--created-at", "2024-01-31T12:00:00"], "no time zone"),
+        (["--input-json", "MANIFEST", "--partition", "3/3"], "no partition"),
+        (["--input-json", "MANIFEST", "--source-root", "/nowhere"], "--source-root"),
+        (["--input-json", "MANIFEST", "--source-root", "MANIFEST"], "is not a directory"),
+        (["--input-json", "MANIFEST", "--errors", "MANIFEST"], "would be overwritten"),
+        (["--input-json", "MANIFEST", "--metrics-file", "/nowhere/a.prom"], "is no directory"),
         (["--input-json", "BROKEN"], "not valid JSON"),
         (["--input-json", "MANIFEST", "--input-json", "BROKEN"], "not valid JSON"),
         (["--input-json", "OBJECT"], "not a JSON array"),
-        (["--input-json", "EMPTY"], "not valid JSON"),
-        (["--input-json", "BOM"], "not valid JSON"),
+        (["--input-json", "EMPTY"], "not a JSON array"),
         (["--input-json", "MANIFEST", "--unknown"], "--unknown"),
     ],
 )
@@ -169,10 +183,12 @@ def test_a_wrong_call_or_manifest_writes_nothing(
     run: Callable[..., Outcome], sources: Sources, base_dir: Path, arguments: list[str], sentence: str
 ) -> None:
     manifest = sources.manifest([sources.row("a", b"content")])
-    texts = {"BROKEN": manifest.read_text()[:-1], "OBJECT": "{}", "EMPTY": "", "BOM": "\ufeff[]"}
+    texts = {"BROKEN": manifest.read_text()[:-1], "OBJECT": "{}", "EMPTY": ""}
+    paths = {"MANIFEST": manifest, "BARE": sources.directory / "bare", "STORE_PARENT": base_dir.parent}
+    paths["BARE"].mkdir()
     for name, text in texts.items():
-        (sources.directory / name).write_text(text)
-    paths = {"MANIFEST": manifest, "DIRECTORY": sources.directory} | {name: sources.directory / name for name in texts}
+        paths[name] = sources.directory / f"{name}.json"
+        paths[name].write_text(text)
     outcome = run(*(paths.get(argument, argument) for argument in arguments), "--output-dir", base_dir)
     assert (outcome.status, outcome.out) == (2, "")
     assert sentence in outcome.err
