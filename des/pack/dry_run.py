@@ -183,7 +183,7 @@ class _Sizes:
                 else:
                     self._found.sized_by_stat += 1
                     good.append(row._replace(size_bytes=size))
-        return CheckedRows(good, bad)
+        return CheckedRows(good, sorted(bad, key=lambda row: row.number))
 
 
 async def _keys_of(storage: Storage, days: Iterable[str]) -> set[str]:

@@ -190,7 +190,8 @@ class _S3Object:
         with reading(self.name), tempfile.TemporaryFile() as copy:
             anyio.from_thread.run(_copy_object, self.address, self.settings, copy)
             copy.seek(0)
-            yield from _rows_of(copy, self.name, only_json=self.only_json)
+            with open(copy.fileno(), "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor has no path
+                yield from _rows_of(file, self.name, only_json=self.only_json)
 
 
 def _rows_of(file: IO[bytes], name: str, *, only_json: bool) -> Iterator[list[object]]:

@@ -12,9 +12,9 @@ import codecs
 import csv
 import io
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from shutil import copyfileobj
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from des.errors import ManifestError
 from des.pack.manifest import MAX_ROW_BYTES, READ_BYTES, TOO_LONG, UnreadableRow
@@ -122,12 +122,12 @@ def _csv_value(fields: list[str], places: list[tuple[str, int]]) -> object:
 
 
 def _check_columns(header: list[str], name: str) -> None:
-    twice = next((column for column in header if header.count(column) > 1), None)
-    if twice is not None:
-        raise ManifestError(f"the manifest {name} has the column {twice[:64]!r} twice.")
     missing = [column for column in REQUIRED_COLUMNS if column not in header]
     if missing:
         raise ManifestError(f"the manifest {name} has no column {' and no column '.join(missing)}.")
+    twice = next((column for column in header if column and header.count(column) > 1), None)
+    if twice is not None:
+        raise ManifestError(f"the manifest {name} has the column {twice[:64]!r} twice.")
 
 
 def _with_metadata(value: dict[str, object]) -> object:
@@ -179,11 +179,13 @@ def _parquet_column(pyarrow: Any, column: Any) -> list[object]:  # noqa: ANN401 
     return values
 
 
-def _seekable(stream: io.BufferedReader) -> BinaryIO:
-    """Return the stream itself where it can be read in any order, which Parquet needs; else a copy on disk."""
+@contextmanager
+def _seekable(stream: io.BufferedReader) -> Iterator[IO[bytes]]:
+    """Open the stream itself where it can be read in any order, which Parquet needs; else a copy on disk."""
     if isinstance(stream.raw, io.FileIO) and stream.seekable():
-        return cast("BinaryIO", stream)
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    copyfileobj(stream, copy, READ_BYTES)
-    copy.seek(0)
-    return cast("BinaryIO", copy)
+        yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        copyfileobj(stream, copy, READ_BYTES)
+        copy.seek(0)
+        yield copy

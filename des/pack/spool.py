@@ -30,6 +30,7 @@ class Spool:
         self._root: Path | None = None
         self._directory: Path | None = None
         self._files = 0
+        self._free = 0
 
     def __enter__(self) -> Self:
         """Return the spool."""
@@ -63,11 +64,13 @@ class Spool:
         if self._directory is None or self._files % _FILES_A_DIRECTORY == 0:
             self._directory = self._root / str(self._files // _FILES_A_DIRECTORY)
             self._directory.mkdir()
-        free = shutil.disk_usage(self._root).free
-        if size + _RESERVED_BYTES > free:
+        if self._free < size + _RESERVED_BYTES or self._files % _FILES_A_DIRECTORY == 0:
+            self._free = shutil.disk_usage(self._root).free
+        if self._free < size + _RESERVED_BYTES:
             raise ManifestError(
-                f"a file of {size:,} bytes does not fit into {self._root.parent}, which has {free:,} bytes free; name a larger"
+                f"a file of {size:,} bytes does not fit into {self._root.parent}, which has {self._free:,} bytes free; name a larger"
                 " place with TMPDIR."
             )
+        self._free -= size
         self._files += 1
-        return (self._directory / str(self._files)).open("xb")
+        return open(f"{self._directory}/{self._files}", "xb")  # noqa: PTH123 - text, not objects: there may be millions

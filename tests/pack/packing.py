@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
+    from des.pack.partition import Partition
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
     from des.store.verifying import VerifyReport
@@ -117,6 +118,8 @@ class Run:
         memory: int = 64 << 20,
         threads: int = 2,
         single_writer: bool = True,
+        partition: Partition | None = None,
+        source_root: Path | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
@@ -128,6 +131,8 @@ class Run:
             memory=memory,
             threads=threads,
             single_writer=single_writer,
+            partition=partition,
+            source_root=source_root,
         )
         await pack(storage, job, self.report, self.progress)
 
