@@ -100,7 +100,7 @@ def measure(form: str, rows: int, folder: Path) -> list[Row]:
         "--output",
         str(folder / "store"),
         "--dry-run",
-        "--quiet",
+        "--json",
     ]
     wall, cpu, peak = run_measured(*command)
     path.unlink()

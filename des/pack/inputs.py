@@ -190,7 +190,7 @@ class _S3Object:
         with reading(self.name), tempfile.TemporaryFile() as copy:
             anyio.from_thread.run(_copy_object, self.address, self.settings, copy)
             copy.seek(0)
-            with open(copy.fileno(), "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor has no path
+            with open(copy.fileno(), "rb", closefd=False) as file:
                 yield from _rows_of(file, self.name, only_json=self.only_json)
 
 

@@ -65,6 +65,7 @@ def test_every_regular_file_is_a_row(tmp_path: Path, packing: str, form: int) ->
     for name in (f"a.tar{packing}", "nameless"):
         archive = write(tmp_path, packed(tar_of(members, form), packing), name)
         assert contents_of(archive) == {name.removeprefix("./"): content for name, content in FILES.items()}
+    archive = Archive(str(tmp_path / "nameless"))
     row = read(archive)[1]
     assert isinstance(row, ManifestRow)
     assert (row.uid, row.created_at, row.size_bytes) == ("d/b.txt", MTIME * 1_000_000, 512)

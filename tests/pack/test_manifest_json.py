@@ -35,8 +35,8 @@ def of(form: str, *rows: str) -> str:
 class TestBoth:
     @pytest.mark.parametrize("text", ["a\\u00fc", "\\ud83d\\ude00", "\\/", "😀", "\\u0041"])
     def test_text_is_what_json_says(self, tmp_path: Path, form: str, text: str) -> None:
-        row = json.dumps(GOOD | {"uid": "UID"}).replace("UID", text)
-        (row,) = read(write(tmp_path, of(form, row), f"m.{form}"))
+        written = json.dumps(GOOD | {"uid": "UID"}).replace("UID", text)
+        (row,) = read(write(tmp_path, of(form, written), f"m.{form}"))
         assert isinstance(row, ManifestRow)
         assert row.uid == json.loads(f'"{text}"')
 
