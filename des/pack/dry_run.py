@@ -149,7 +149,8 @@ async def dry_run(storage: Storage, job: PackJob, report: Report, progress: Prog
         shards = await anyio.to_thread.run_sync(intake.fill, plan, job.inputs, spool, report, progress.planned)
     found.files, found.failed = report.files, report.failed
     heads = await _keys_of(storage, sorted({shard.day for shard in shards}))
-    _count(found, shards, expected, heads, job.max_segment_bytes)
+    # In a thread, because it loads what knows the parts of uploads.
+    await anyio.to_thread.run_sync(_count, found, shards, expected, heads, job.max_segment_bytes)
     if shards and not await _has_descriptor(storage):
         found.objects += 1
         found.put_requests += 1
