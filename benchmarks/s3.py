@@ -150,7 +150,16 @@ async def many_at_once(store: Store, files: Sequence[File], readers: int, second
 
 async def run_wrk(wrk: str, url: str, file: File, readers: int, seconds: float) -> Sample:
     """Let wrk read a range again and again."""
-    command = [wrk, "-t1", f"-c{readers}", f"-d{max(1, round(seconds))}s", "--latency", "-H", f"Range: {file.range}", url]
+    command = [
+        wrk,
+        "-t1",
+        f"-c{readers}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+        "-H",
+        f"Range: {file.range}",
+        url,
+    ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -185,7 +194,17 @@ def pack(server: S3Server, address: str) -> dict[str, bytes]:
             rows.append({"uid": uid, "created_at": DAY, "source_path": str(path)})
         manifest = Path(name, "manifest.json")
         manifest.write_text(json.dumps(rows))
-        command = [sys.executable, "-m", "des.pack", "--input-json", manifest, "--output", address, "--n-bits", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "des.pack",
+            "--input-json",
+            str(manifest),
+            "--output",
+            address,
+            "--n-bits",
+            "1",
+        ]
         environment = {"DES_S3_ENDPOINT_URL": server.endpoint, "DES_S3_REGION": REGION}
         subprocess.run([*command, "--quiet"], check=True, env={**os.environ, **environment})
     return contents
@@ -321,10 +340,10 @@ def lines_of(samples: Samples) -> Iterator[Line]:
 
 
 def print_lines(lines: list[Line]) -> None:
-    table = Table(title="one 4 KiB file from S3; × is the ratio to get_object at as many readers, higher is better")
+    table = Table(title="one 4 KiB file from S3; as a multiple of get_object at as many readers: higher is better")
     table.add_column("readers", justify="right")
     table.add_column("way")
-    for heading in ("CPU ×", "rate ×", "p50 ×", "p99 ×", "CPU, µs", "requests/s", "p50, ms", "p99, ms"):
+    for heading in ("CPU ratio", "rate ratio", "p50 ratio", "p99 ratio", "CPU, µs", "requests/s", "p50, ms", "p99, ms"):
         table.add_column(heading, justify="right")
     for line in lines:
         ratios = (line.cheaper, line.faster, line.p50_sooner, line.p99_sooner)
@@ -339,7 +358,13 @@ def budgets_of(lines: list[Line]) -> list[Row]:
     at = {(line.readers, line.way): line for line in lines}
     return [
         *(
-            Row(f"CPU of get_object / of a warm Store.get, {n} readers", at[n, WARM].cheaper, "", CPU_BUDGET, at_least=True)
+            Row(
+                f"CPU of get_object / of a warm Store.get, {n} readers",
+                at[n, WARM].cheaper,
+                "",
+                CPU_BUDGET,
+                at_least=True,
+            )
             for n in READERS[1:]
         ),
         Row("time of a cold Store.get / of get_object, alone", 1 / at[1, COLD].p50_sooner, "", LATENCY_BUDGET),

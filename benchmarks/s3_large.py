@@ -1,6 +1,7 @@
 """Memory of our processes while gigabytes go to S3 and back: the packer, a program that streams, and the service.
 
-Run: `python -m benchmarks.s3_large [--bytes N] [--directory DIR] [--json FILE]`, or `make bench-s3 LARGE=1`. Budget: 200 MiB for each process.
+Run: `python -m benchmarks.s3_large [--bytes N] [--directory DIR] [--json FILE]`, or `make bench-s3 LARGE=1`. Budget: 200 MiB
+for each process; 300 MiB, as on local disks, for a packer that writes many shards at once.
 
 One file of 4 GiB is packed by `des-pack`, streamed by `Store.stream`, and streamed over HTTP by `des serve`; then as many bytes as
 that are packed in files of 64 MiB, so that many shards are written at once. Everything that comes back is compared by its SHA-256.
@@ -13,7 +14,6 @@ import argparse
 import hashlib
 import http.client
 import json
-import os
 import random
 import re
 import shutil
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tests.servers.s3_servers import S3Server
 
 BUDGET_MIB = 200
+MANY_BUDGET_MIB = 300
 DAY = "2024-01-31"
 BLOCK = 16 * MIB
 SMALLER = 64 * MIB
@@ -123,7 +124,7 @@ def measure(folder: Path, server: S3Server, size: int) -> list[Row]:
         Row(f"{one}: peak of des-pack", packed.peak_mib, "MiB", BUDGET_MIB),
         Row(f"{one}: peak of Store.stream", streamed.peak_mib, "MiB", BUDGET_MIB),
         Row(f"{one}: peak of des serve", served_mib, "MiB", BUDGET_MIB),
-        Row(f"{many}: peak of des-pack", packed_many.peak_mib, "MiB", BUDGET_MIB),
+        Row(f"{many}: peak of des-pack", packed_many.peak_mib, "MiB", MANY_BUDGET_MIB),
         Row(f"{many}: peak of Store.stream", streamed_many.peak_mib, "MiB", BUDGET_MIB),
         Row(f"{one}: packed", size / MIB / packed.seconds, "MiB/s"),
         Row(f"{one}: streamed", size / MIB / streamed.seconds, "MiB/s"),
@@ -137,7 +138,9 @@ def measure(folder: Path, server: S3Server, size: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=4 << 30)
-    parser.add_argument("--directory", type=Path, help="where to put source and store; default: the system's for temporary files")
+    parser.add_argument(
+        "--directory", type=Path, help="where to put source and store; default: the system's for temporary files"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="des-large-", dir=options.directory) as name:

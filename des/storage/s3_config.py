@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 MIN_BYTES_PER_SECOND = MIB
 # Of a packer's memory, this part may be on its way; what its writers gather comes on top (see `s3_multipart`).
-UPLOAD_SHARE = 6
+UPLOAD_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class S3Config:
     presigned: Literal["auto", "off"] = "auto"
     single_writer: bool = False
     max_connections: int = 128
-    upload_memory: int = 32 * MIB
+    upload_memory: int = 24 * MIB
     request_timeout: float = 30.0
 
     def __post_init__(self) -> None:

@@ -3,9 +3,9 @@
 - Parts are uploaded while the next ones are written, each retried by itself. All writers on an endpoint together hold
   no more than `EndpointOptions.upload_memory` bytes of parts that are being sent (`s3_in_flight`), and each of them the
   part that it gathers.
-- Parts begin at 6 MiB, for S3 takes none below 5 MiB but the last, and double every 1,000 parts, which carries an object
-  to its limit of 5 TiB within 10,000 parts. (Stores that want all parts equal, such as Cloudflare R2, take what fits
-  into the first 1,000: 5.8 GiB.)
+- Parts begin at 5.25 MiB, because many writers gather one each and S3 takes none below 5 MiB but the last, and double
+  every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts. (Stores that want all parts
+  equal, such as Cloudflare R2, take what fits into the first 1,000: 5.1 GiB.)
 - What fits into one part becomes one plain PUT.
 - A writer that fails or is cancelled aborts its upload, shielded and bounded in time. An upload that could not be
   aborted holds storage until the bucket's lifecycle rule for incomplete uploads ends it; it is never listed.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from des.storage.protocol import ObjectWriter
     from des.storage.s3_requests import Requests
 
-FIRST_PART_BYTES = 6 * 1024 * 1024
+FIRST_PART_BYTES = 21 * 256 * 1024
 PARTS_PER_SIZE = 1000
 
 _COMPLETION_SECONDS = 120.0  # S3 documents "several minutes" for the largest objects

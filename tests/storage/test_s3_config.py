@@ -28,7 +28,7 @@ def test_every_setting_arrives() -> None:
         single_writer=True,
         max_connections=7,
         request_timeout=9.0,
-        pack_memory=ByteSize(60 << 20),
+        pack_memory=ByteSize(80 << 20),
     )
     config = S3Config.from_settings(settings)
     assert config == S3Config(
@@ -46,6 +46,7 @@ def test_every_setting_arrives() -> None:
         presigned="off",
         single_writer=True,
         max_connections=7,
+        upload_memory=10 << 20,
         request_timeout=9.0,
     )
     assert config.endpoint == EndpointOptions(

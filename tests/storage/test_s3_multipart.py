@@ -101,12 +101,16 @@ async def test_a_part_larger_than_the_memory_goes_alone(seaweedfs: S3Server, buc
 
 async def test_a_writer_that_fails_gives_up_its_share(fault_proxy: FaultProxy, bucket: str) -> None:
     storage = await open_s3(fault_proxy.config(bucket))
-    with pytest.raises(ZeroDivisionError), fault_proxy.fault(Stall(), method="PUT") as fault:
+
+    async def write_and_fail() -> None:
         async with storage.open_writer("key") as writer:
             await writer.write(bytes(2 * FIRST_PART_BYTES))
             while not fault.fired:
                 await anyio.lowlevel.checkpoint()
             assert storage.endpoint.uploads.held_bytes == 2 * FIRST_PART_BYTES
             raise ZeroDivisionError
+
+    with fault_proxy.fault(Stall(), method="PUT") as fault, pytest.raises(ZeroDivisionError):
+        await write_and_fail()
     assert storage.endpoint.uploads.held_bytes == 0
     await storage.aclose()
