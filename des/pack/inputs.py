@@ -21,7 +21,7 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 from urllib.parse import urlsplit
 
 import anyio.from_thread
@@ -34,7 +34,7 @@ from des.pack.manifest_tables import csv_rows, parquet_rows
 from des.storage.opening import open_storage, resolve_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from typing import IO
 
     from _typeshed import WriteableBuffer
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from des.pack.manifest_streams import Format
     from des.pack.spool import Spool
     from des.settings import Settings
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 STDIN = "-"
 _S3 = "s3://"
@@ -133,7 +136,7 @@ class Manifests:
     def _keys(self) -> list[str]:
         if not self.name.endswith("/") and urlsplit(self.name).path.strip("/"):
             return [self.name]
-        keys = anyio.from_thread.run(_list_objects, self.name, self.settings)
+        keys = _ask_s3(_list_objects, self.name, self.settings)
         found = [key for key in keys if _is_named_as_manifest(key)]
         if not found:
             raise ManifestError(
@@ -188,7 +191,7 @@ class _S3Object:
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
         with reading(self.name), tempfile.TemporaryFile() as copy:
-            anyio.from_thread.run(_copy_object, self.address, self.settings, copy)
+            _ask_s3(_copy_object, self.address, self.settings, copy)
             copy.seek(0)
             with open(copy.fileno(), "rb", closefd=False) as file:
                 yield from _rows_of(file, self.name, only_json=self.only_json)
@@ -238,6 +241,12 @@ def standard_input() -> io.BufferedReader:
 
 
 # ---- S3, in the event loop ------------------------------------------------------------------------------------------------------------
+
+
+def _ask_s3(function: Callable[[*Arguments], Coroutine[object, object, Result]], *arguments: *Arguments) -> Result:
+    import des.storage.s3  # noqa: F401, PLC0415 - slow to load: in this thread, and not in the loop
+
+    return anyio.from_thread.run(function, *arguments)
 
 
 async def _copy_object(address: str, settings: Settings | None, copy: IO[bytes]) -> None:

@@ -85,11 +85,9 @@ async def test_costs_and_warnings(sources: Sources, tmp_path: Path, monkeypatch:
     rows = [{"uid": at, "created_at": CREATED_AT, "source_path": "/a", "size_bytes": 10 << 20} for at in range(40)]
     manifest = sources.manifest(rows)
     found = await dry(tmp_path / "store", manifest, n_bits=1)
-    # Two shards: an object of some 200 MiB in parts of 8 MiB, its beginning and its end; two heads each; the descriptor.
-    assert (
-        found.put_requests
-        == sum(-(-shard * 10 // 8) + 2 for shard in (found.largest_shard, 40 - found.largest_shard)) + 4 + 1
-    )
+    # Two shards: an object of some 200 MiB in its parts, its beginning and its end; two heads each; the descriptor.
+    uploads = [(found.largest_shard * 10) << 20, ((40 - found.largest_shard) * 10) << 20]
+    assert found.put_requests == sum(-(-size // FIRST_PART_BYTES) + 2 for size in uploads) + 2 * 2 + 1
     value = json.loads(found.to_json())
     assert value["as_single_objects"] == {"objects": 40, "put_requests": 40, "put_usd": 0.0002}
     assert value["put_usd"] == round(found.put_requests * 0.005 / 1000, 4)
