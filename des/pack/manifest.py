@@ -208,8 +208,10 @@ class RowChecker:
             instant = self._dates[day] + self._times[time]
         except KeyError:
             instant = _parsed(created_at)
-            midnight = _parsed(day)
-            _remember(self._dates, day, midnight)
+            midnight = self._dates.get(day)
+            if midnight is None:
+                midnight = _parsed(day)
+                _remember(self._dates, day, midnight)
             _remember(self._times, time, instant - midnight)  # of the zone as well: it does not depend on the date
             return instant
         # With a zone, the first and the last day of the calendar may lead out of it.
