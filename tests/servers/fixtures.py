@@ -21,7 +21,7 @@ import pytest
 from des.storage.s3 import open_s3
 from tests.servers.certificates import Authority
 from tests.servers.fault_proxy import FaultProxy
-from tests.servers.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server, run_moto, run_seaweedfs
+from tests.servers.s3_servers import ACCESS_KEY, REGION, SECRET_KEY, S3Server, run_moto, run_seaweedfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -103,6 +103,13 @@ async def on_moto(moto: S3Server, moto_bucket: str, prefix: str) -> AsyncIterato
     storage = await open_s3(moto.config(moto_bucket, prefix=prefix))
     yield storage
     await storage.aclose()
+
+
+@pytest.fixture
+def s3_addresses(seaweedfs: S3Server, s3_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let s3:// addresses mean SeaweedFS, here and in subprocesses."""
+    monkeypatch.setenv("DES_S3_ENDPOINT_URL", seaweedfs.endpoint)
+    monkeypatch.setenv("DES_S3_REGION", REGION)
 
 
 @pytest.fixture(scope="session")
