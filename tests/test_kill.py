@@ -83,12 +83,15 @@ STORES: dict[str, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
 async def test_killed_at_every_storage_call(
     tmp_path: Path, ground: Ground, processes: PackingProcesses, store: str, kill_after: bool
 ) -> None:
-    stage = Stage(tmp_path, ground, *STORES[store])
+    assert await kill_at_every_storage_call(Stage(tmp_path, ground, *STORES[store]), processes, kill_after) > 12
+
+
+async def kill_at_every_storage_call(stage: Stage, processes: PackingProcesses, kill_after: bool) -> int:
+    """Do so, check what remains and that a rerun completes it; return how many calls there were."""
     if stage.earlier:
         assert processes.run([stage.earlier_job]) == [0]
     assert processes.run([replace(stage.job, store=stage.fresh("counted"))]) == [0]
     calls = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
-    assert calls > 12
     states, kills = set(), 0
     for killed_at in range(1, calls + 1, 2):
         stores = [stage.fresh(f"killed-{at}") for at in (killed_at, killed_at + 1) if at <= calls]
@@ -104,6 +107,7 @@ async def test_killed_at_every_storage_call(
             states.add(await check_killed(stage, address))
     assert kills >= calls - 3 * kill_after
     assert states == ({"old", "new"} if kill_after else {"old"})
+    return calls
 
 
 async def check_killed(stage: Stage, address: str) -> str:

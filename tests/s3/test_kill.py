@@ -11,7 +11,7 @@ from tests.pack.forking import PackingProcesses
 from tests.pack.grounds import Ground, S3Ground
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from des.storage.s3 import S3Storage
@@ -35,22 +35,34 @@ def processes(ground: Ground) -> Iterator[PackingProcesses]:
         yield processes
 
 
+FEW = dict(list(test_kill.LATER.items())[:2])
+
+
 # Killed after a call is killed before the next one, but where calls run at the same time: that is left to the soak.
-@pytest.mark.parametrize(
-    ("store", "kill_after"),
-    [
-        ("an empty store", True),
-        ("a store with earlier files", False),
-        pytest.param("an empty store", False, marks=pytest.mark.soak),
-        pytest.param("a store with earlier files", True, marks=pytest.mark.soak),
-        pytest.param("a store whose files it replaces", False, marks=pytest.mark.soak),
-        pytest.param("a store whose files it replaces", True, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize(("earlier", "kill_after"), [({}, True), (test_kill.EARLIER, False)], ids=["empty", "earlier"])
+async def test_killed_at_every_storage_call_of_a_small_pack(
+    tmp_path: Path, ground: Ground, processes: PackingProcesses, earlier: Mapping[str, bytes], kill_after: bool
+) -> None:
+    stage = test_kill.Stage(tmp_path, ground, earlier, FEW)
+    assert await test_kill.kill_at_every_storage_call(stage, processes, kill_after) > 6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kill_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("store", test_kill.STORES)
 async def test_killed_at_every_storage_call(
     tmp_path: Path, ground: Ground, processes: PackingProcesses, store: str, kill_after: bool
 ) -> None:
     await test_kill.test_killed_at_every_storage_call(tmp_path, ground, processes, store, kill_after)
 
 
-class TestAtOnce(test_kill.TestAtOnce): ...
+class TestAtOnce(test_kill.TestAtOnce):
+    @pytest.mark.soak
+    async def test_each_file_counts_once(self, tmp_path: Path, ground: Ground, processes: PackingProcesses) -> None:
+        await super().test_each_file_counts_once(tmp_path, ground, processes)
+
+    @pytest.mark.soak
+    async def test_one_of_three_contents_wins(
+        self, tmp_path: Path, ground: Ground, processes: PackingProcesses
+    ) -> None:
+        await super().test_one_of_three_contents_wins(tmp_path, ground, processes)
