@@ -8,10 +8,12 @@ import pytest
 
 from des import metrics
 from des.storage.testing import RecordingStorage
+from tests.s3.sample import make_sample
 from tests.store.conftest import clock
 
 if TYPE_CHECKING:
     from des.storage.protocol import Storage
+    from tests.servers.s3_servers import S3Server
 
 __all__ = ["clock"]
 
@@ -25,3 +27,9 @@ def counting() -> None:
 @pytest.fixture
 def storage(local: Storage) -> RecordingStorage:
     return RecordingStorage(local)
+
+
+@pytest.fixture(scope="session")
+def sample_bucket(seaweedfs: S3Server) -> str:
+    """The bucket of the store that tests of reading share; see `tests.s3.sample`."""
+    return make_sample(seaweedfs)

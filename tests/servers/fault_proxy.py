@@ -101,7 +101,9 @@ class Exchange:
     async def send(self, body: bytes) -> None:
         """Send a part of the body."""
         for start in range(0, len(body), _PIECE):
-            self.client.write(body[start : start + _PIECE])
+            piece = body[start : start + _PIECE]
+            self.proxy.body_bytes += len(piece)
+            self.client.write(piece)
             await self.client.drain()
 
     async def reply(self) -> None:
@@ -334,6 +336,7 @@ class FaultProxy:
         in_flight: requests that have not been answered yet.
         peak: the most there ever were.
         connections: open connections from clients.
+        body_bytes: bytes of bodies that went to clients, or wait to be taken.
         endpoint: the URL to use in place of the server's.
         upstream: host and port of the server.
     """
@@ -345,6 +348,7 @@ class FaultProxy:
         self.in_flight = 0
         self.peak = 0
         self.connections = 0
+        self.body_bytes = 0
         self.endpoint = ""
         self._server = server
         self._faults: list[Fault] = []
@@ -402,6 +406,7 @@ class FaultProxy:
         """Forget what has arrived."""
         self.requests.clear()
         self.peak = self.in_flight
+        self.body_bytes = 0
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
