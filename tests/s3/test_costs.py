@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.servers.fault_proxy import FaultProxy, Request
-    from tests.servers.s3_servers import S3Server
+    from tests.servers.fault_proxy import FaultProxy
 
 pytest_plugins = ["tests.servers.fixtures"]
 

@@ -111,6 +111,10 @@ class Exchange:
         await self.send_head()
         await self.send(self.body)
 
+    def is_whole(self, sent: int) -> bool:
+        """Tell whether so many bytes are all of a body, after which the client may send its next request."""
+        return 0 < len(self.body) <= sent
+
     def abort(self) -> None:
         """Reset the connection."""
         self.client.transport.abort()
@@ -123,7 +127,7 @@ class Effect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The connection is reset after so many bytes of the body; `after=None` before the head."""
+    """The connection is reset after so many bytes of the body; `after=None` before the head. A shorter body is whole."""
 
     after: int | None = 0
 
@@ -132,6 +136,8 @@ class Cut:
         if self.after is not None:
             await exchange.send_head()
             await exchange.send(exchange.body[: self.after])
+            if exchange.is_whole(self.after):
+                return
         if self.after:  # a reset may overtake bytes that the kernel still holds: end in order, but early
             exchange.client.write_eof()
             await exchange.client_gone.wait()
@@ -140,7 +146,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Nothing more comes after so many bytes of the body; `after=None`: not even the head."""
+    """Nothing more comes after so many bytes of the body; `after=None`: not even the head. A shorter body is whole."""
 
     after: int | None = 0
 
@@ -149,6 +155,8 @@ class Stall:
         if self.after is not None:
             await exchange.send_head()
             await exchange.send(exchange.body[: self.after])
+            if exchange.is_whole(self.after):
+                return
         await exchange.client_gone.wait()
 
 
