@@ -36,7 +36,8 @@ def storage(on_seaweedfs: S3Storage) -> S3Storage:
 class TestPacking:
     test_report_and_content = test_packer.TestOnce.test_report_and_content
     test_all_that_a_row_says_is_kept = test_packer.TestOnce.test_all_that_a_row_says_is_kept
-    test_another_file = test_packer.TestConflicts.test_another_file
+    test_replacing_ends_with_the_last = test_packer.TestRepeated.test_replacing_ends_with_the_last
+    test_a_big_file_that_is_the_same = test_packer.TestConflicts.test_a_big_file_that_is_the_same
     test_a_bigger_file_has_its_own_segment = test_packer.TestSegments.test_a_bigger_file_has_its_own
     test_a_source_that_fails_midway = test_packer.TestSourcesThatFailMidway.test_it_is_named_and_the_rest_packed
 
@@ -81,7 +82,6 @@ class TestOnMoto(OnMoto):
     """Plain conditional puts work there, so heads are safe; what it is blind to is not asked of it."""
 
     test_all_that_a_row_says_is_kept = test_packer.TestOnce.test_all_that_a_row_says_is_kept
-    test_more_files_lose_nothing = test_packer.TestAgain.test_more_files_lose_nothing
     test_a_segment_that_is_gone = test_packer.TestAgain.test_a_segment_that_is_gone_makes_its_files_new
     test_a_big_file_that_is_the_same = test_packer.TestConflicts.test_a_big_file_that_is_the_same
 

@@ -1,7 +1,6 @@
 """The read path's suite on SeaweedFS: the tests of `tests/store`, collected again on another place.
 
-What reads in every way, what counts, and what finds damage, compactions and lost heads runs always; the rest as soak.
-Left out is what never reaches a storage.
+What meets S3 in another way than files runs always, all of it as soak. Left out is what never reaches a storage.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from des.shard.codecs import Compression
 from tests.store import (
     test_catalogs,
     test_costs,
@@ -23,6 +23,7 @@ from tests.store import (
     test_store_stream,
     test_store_trouble,
 )
+from tests.store.contents import DICTIONARY
 from tests.store.test_costs import maker, uids
 
 if TYPE_CHECKING:
@@ -39,18 +40,28 @@ def local(on_seaweedfs: S3Storage) -> S3Storage:
     return on_seaweedfs
 
 
+@pytest.mark.soak
 class TestReading(test_store.TestReading): ...
 
 
+@pytest.mark.soak
 class TestStat(test_store.TestStat): ...
 
 
+@pytest.mark.soak
 class TestCosts(test_costs.TestOne): ...
 
 
-class TestStaleness:
-    """Of the tests of damage, of streams and of segments that are gone, those that meet S3 in another way than files."""
+class TestAlways:
+    """What meets S3 in another way than files."""
 
+    test_any_spelling = test_store.TestReading.test_any_spelling_of_uid_and_time
+    test_replaced_and_deleted = test_store.TestReading.test_replaced_and_deleted
+    test_a_thousand_reads_at_once = test_store.TestReading.test_a_thousand_reads_of_one_file_at_once
+    test_no_head = test_listing.TestLostHeads.test_segments_without_a_head
+    test_a_head_lost_meanwhile = test_listing.TestLostHeads.test_a_head_that_is_lost_between_listing_and_reading
+    test_none_of_ours = test_listing.TestLostHeads.test_objects_that_are_none_of_ours_are_passed_over
+    test_pages_survive_a_commit = test_index.TestFreshness.test_pages_survive_a_commit
     test_metadata = test_store_staleness.TestCompaction.test_metadata
     test_replaced_and_gone = test_store_staleness.TestCompaction.test_a_file_that_was_replaced_as_well
     test_gone_between_two_reads = (
@@ -59,10 +70,13 @@ class TestStaleness:
     test_gone_under_an_unchanged_head = (
         test_store_staleness.TestCompaction.test_a_segment_that_is_gone_under_an_unchanged_head
     )
-    test_cut_short = test_store_damage.TestDamage.test_a_segment_cut_short
     test_damaged_chunk = test_store_damage.TestDamage.test_a_damaged_chunk_stops_a_stream_before_it
     test_trouble_midway = test_store_stream.TestStream.test_trouble_midway_comes_from_the_iterator
     test_listed_while_it_is_compacted = test_listing.TestMeanwhile.test_compaction_midway
+
+    async def test_every_content(self, storage: RecordingStorage) -> None:
+        by_every_way = test_store.TestReading().test_every_content_comes_back_by_every_way
+        await by_every_way(storage, Compression(dictionary=DICTIONARY))
 
 
 @pytest.mark.soak
@@ -87,6 +101,7 @@ class TestManyRemedies(test_many.TestRemedies): ...
 class TestHeadReplacement(test_heads.TestReplacement): ...
 
 
+@pytest.mark.soak
 class TestFreshness(test_index.TestFreshness): ...
 
 
@@ -98,6 +113,7 @@ class TestListingContent(test_listing.TestContent): ...
 class TestListingMeanwhile(test_listing.TestMeanwhile): ...
 
 
+@pytest.mark.soak
 class TestLostHeads(test_listing.TestLostHeads): ...
 
 

@@ -91,12 +91,13 @@ class TestStream:
         received = bytearray()
         async with reading(faulty) as store:
             with pytest.raises(StorageUnavailableError, match="cut"):
-                await self.receive(store, received)
+                await receive(store, received)
             assert faulty.fired
         assert 0 < len(received) < len(content)
         assert content.startswith(received)
 
-    async def receive(self, store: Store, received: bytearray) -> None:
-        async with store.stream("a", WHEN) as pieces:
-            async for piece in pieces:
-                received += piece
+
+async def receive(store: Store, received: bytearray) -> None:
+    async with store.stream("a", WHEN) as pieces:
+        async for piece in pieces:
+            received += piece
