@@ -91,7 +91,7 @@ async def kill_at_every_storage_call(stage: Stage, processes: PackingProcesses, 
     if stage.earlier:
         assert processes.run([stage.earlier_job]) == [0]
     assert processes.run([replace(stage.job, store=stage.fresh("counted"))]) == [0]
-    calls = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
+    calls: int = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
     states, kills = set(), 0
     for killed_at in range(1, calls + 1, 2):
         stores = [stage.fresh(f"killed-{at}") for at in (killed_at, killed_at + 1) if at <= calls]
