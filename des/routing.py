@@ -158,6 +158,11 @@ def _parse_text(text: str) -> datetime:
     return _aware(instant, text).astimezone(UTC)
 
 
+def rfc3339(instant: datetime) -> str:
+    """Return an instant in UTC as RFC 3339 text."""
+    return instant.isoformat().replace("+00:00", "Z")
+
+
 def parse_day(value: date | str) -> str:
     """Return a day as YYYYMMDD.
 
