@@ -222,7 +222,7 @@ BATCH: Final = Operation(
                 "schema": {
                     "type": "array",
                     "maxItems": 1000,
-                    "items": _object({"uid": {"anyOf": [_UID, {"type": "integer"}]}, "created_at": _TEXT}),
+                    "items": _object({"uid": {"type": ["string", "integer"]}, "created_at": _TEXT}),
                 }
             }
         },
