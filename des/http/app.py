@@ -31,7 +31,7 @@ from des.storage.opening import resolve_target
 from des.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -93,7 +93,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
             _route(openapi.HEALTH, probes.health),
             _route(openapi.READY, probes.ready),
             _route(openapi.METRICS, _metrics),
-            _route(openapi.OPENAPI, _openapi()),
+            _route(openapi.OPENAPI, _openapi),
         ],
         middleware=[Middleware(ExchangeMiddleware, service, takes_content)],
         exception_handlers={HTTPException: _refuse},
@@ -149,13 +149,8 @@ async def _metrics(_request: Request) -> Response:
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
 
 
-def _openapi() -> Callable[[Request], Awaitable[Response]]:
-    answer = JSONResponse(openapi.document())  # made once, and not while serving: the version is read from files
-
-    async def show(_request: Request) -> Response:
-        return answer
-
-    return show
+async def _openapi(_request: Request) -> Response:
+    return JSONResponse(openapi.document())
 
 
 async def _refuse(_request: Request, error: Any) -> NoReturn:  # noqa: ANN401 - Starlette hands in what it was registered for

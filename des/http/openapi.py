@@ -25,6 +25,16 @@ _DAMAGED: Final = {"500": "What is stored is damaged."}
 _NO_METHOD: Final = {"405": "The resource does not answer to this method."}
 
 
+def _version() -> str:
+    try:
+        return version("data-easy-store")
+    except PackageNotFoundError:  # run from its source alone
+        return "0"
+
+
+VERSION: Final = _version()  # read from files, so not while serving
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One path of the service.
@@ -315,14 +325,7 @@ def document() -> Json:
         paths[operation.path] = {method.lower(): operation.document(method.lower()) for method in operation.methods}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "DES: Data Easy Store", "version": _version()},
+        "info": {"title": "DES: Data Easy Store", "version": VERSION},
         "paths": paths,
         "components": {"schemas": _SCHEMAS},
     }
-
-
-def _version() -> str:
-    try:
-        return version("data-easy-store")
-    except PackageNotFoundError:  # run from its source alone
-        return "0"
