@@ -49,10 +49,24 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port))
         self._received = b""
 
     def ask(self, target: str, *fields: str, method: str = "GET") -> Reply:
+        is_good = False
+        try:
+            reply = self._ask(target, *fields, method=method)
+            is_good = reply.headers.get("connection") != "close"
+        finally:
+            if not is_good:
+                self.close()
+                self._connect()
+        return reply
+
+    def _ask(self, target: str, *fields: str, method: str) -> Reply:
         self._socket.sendall(request(target, *fields, method=method, last=False))
         while b"\r\n\r\n" not in self._received:
             self._more()
