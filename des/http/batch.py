@@ -163,11 +163,17 @@ class _Batch:
             except DESError as error:
                 one.error = error
                 self._service.retrieval_done(error.status, time.perf_counter() - started)
+            self._answered(patience, one.error)
 
-        with anyio.move_on_after(self._timeout) as scope:
+        with anyio.move_on_after(self._timeout) as patience:
             await run_all(find, self._wanted, CONCURRENT_LOOKUPS)
-        if scope.cancelled_caught:
+        if patience.cancelled_caught:
             self._give_up(one for one in self._wanted if one.found is None)
+
+    def _answered(self, patience: anyio.CancelScope, error: DESError | None) -> None:
+        """Have patience anew where the storage gave an answer, of whatever kind."""
+        if not isinstance(error, StorageTimeoutError):
+            patience.deadline = anyio.current_time() + self._timeout
 
     async def _read(self, stretch: list[_Wanted]) -> list[_Wanted]:
         """Read the small files of a stretch."""
@@ -180,14 +186,15 @@ class _Batch:
             return stretch
         asked = [key for key, some in waiting.items() for _ in some]
         started = time.perf_counter()
-        with anyio.move_on_after(self._timeout) as scope:
+        with anyio.move_on_after(self._timeout) as patience:
             async for result in self._store.get_many(asked):
                 one = waiting[result.uid, result.created_at].pop()
                 one.content, one.error = result.data, result.error
                 self._service.retrieval_done(
                     result.error.status if result.error else "ok", time.perf_counter() - started
                 )
-        if scope.cancelled_caught:
+                self._answered(patience, result.error)
+        if patience.cancelled_caught:
             self._give_up(one for some in waiting.values() for one in some)
         return stretch
 
@@ -229,7 +236,7 @@ class _Batch:
                 await body.write(_header(one.found, one.item, size))
                 await body.write(one.content)
                 await body.write(padding(size))
-                one.content = None
+                one.content = None  # the request's list keeps the item, and must not keep what has gone out
         error = one.error
         member = None if size is None else _name(one.item)
         self._report.append(
@@ -250,6 +257,9 @@ class _Batch:
         Raises:
             DESError: it failed after that.
         """
+        if self._is_given_up:
+            self._give_up([one])
+            return None
         retrieval, before = Stopwatch(), body.written
         try:
             size = await self._stream(body, one.item, found, retrieval)
@@ -257,6 +267,7 @@ class _Batch:
             self._service.retrieval_done(error.status, retrieval.seconds)
             if body.written > before:
                 raise
+            self._is_given_up = isinstance(error, StorageTimeoutError)
             one.error = error
             return None
         self._service.retrieval_done("ok", retrieval.seconds)

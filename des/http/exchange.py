@@ -60,7 +60,7 @@ _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
-_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
+_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at", b"date", b"after", b"limit"})
 
 
 class ExchangeMiddleware:

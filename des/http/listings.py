@@ -20,7 +20,7 @@ from des.http.files import send_body
 from des.routing import parse_day
 from des.store.fileinfo import file_json
 from des.store.listing import cursor_of
-from des.store.shards import list_shards
+from des.store.shard_listing import list_shards
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_LIMIT = 1000
 PAGE_BYTES = 4 << 20
+ENTRY_BYTES = 16 << 10  # of a file with the longest uid and metadata, at most
 _LIMIT = re.compile(r"0*[1-9]\d{0,3}", re.ASCII)
 
 
@@ -72,7 +73,8 @@ class FilesOfDayEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own signature
         """Answer."""
         page = parse_page(scope["query_string"])
-        self._service.limits.take_bytes(PAGE_BYTES)
+        held = min(PAGE_BYTES, ENTRY_BYTES * page.limit)
+        self._service.limits.take_bytes(held)
         try:
             files, cursor = await self._files(page)
             head = json.dumps({"date": page.date}).encode().removesuffix(b"}")
@@ -80,7 +82,7 @@ class FilesOfDayEndpoint:
                 send, b'%b, "files": [%b], "next": %b}' % (head, b", ".join(files), json.dumps(cursor).encode())
             )
         finally:
-            self._service.limits.give_bytes(PAGE_BYTES)
+            self._service.limits.give_bytes(held)
 
     async def _files(self, page: Page) -> tuple[list[bytes], str | None]:
         files: list[bytes] = []

@@ -16,7 +16,7 @@ from des.http import create_app
 from des.http.listings import MAX_LIMIT
 from des.http.openapi import document
 from des.store import FileInfo
-from des.store.shards import ShardInfo
+from des.store.shard_listing import ShardInfo
 from tests.http.live import running
 from tests.http.test_serving import base, serving
 
