@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from des.store import FoundFile, Store
 
 SLICE_BYTES = 64 << 10
-STREAM_BYTES = (
-    1 << 20
-)  # what a stream holds of a file at once, about: stored chunks, a decoded one, slices on their way
+# What a stream holds of a file at once: stored chunks, a decoded one, slices on their way. Measured with 200 stalled readers.
+STREAM_BYTES = 3 << 19
 _ATTEMPTS = 4
 _FIELD_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
 _FAILED_CONDITION = Problem(
