@@ -158,11 +158,6 @@ def _parse_text(text: str) -> datetime:
     return _aware(instant, text).astimezone(UTC)
 
 
-def rfc3339(instant: datetime) -> str:
-    """Return an instant in UTC as RFC 3339 text."""
-    return instant.isoformat().replace("+00:00", "Z")
-
-
 def parse_day(value: date | str) -> str:
     """Return a day as YYYYMMDD.
 
@@ -208,6 +203,11 @@ def date_dir(instant: datetime) -> str:
     """Return the UTC day of an aware instant as YYYYMMDD."""
     utc = instant.astimezone(UTC)
     return f"{utc.year:04}{utc.month:02}{utc.day:02}"
+
+
+def rfc3339(instant: datetime) -> str:
+    """Return an instant in UTC as RFC 3339 text."""
+    return instant.isoformat().replace("+00:00", "Z")
 
 
 def head_key(day: str, digits: str) -> str:

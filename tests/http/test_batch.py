@@ -328,6 +328,17 @@ async def test_a_batch_on_a_connection_that_goes_on(storage: RecordingStorage) -
         assert raw.count(b'"end": true') == 2
 
 
+async def test_a_client_of_http_1_0_reads_to_the_end_of_the_connection(storage: RecordingStorage) -> None:
+    await make_store(storage, {"small": b"content"})
+    content = json.dumps([item("small")]).encode()
+    asking = request("/batch", f"Content-Length: {len(content)}", method="POST").replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with running(storage) as server:
+        reply = parse_reply(await server.send(asking + content))
+    assert "transfer-encoding" not in reply.headers
+    with tarfile.open(fileobj=io.BytesIO(reply.body), mode="r:") as tar:
+        assert tar.getnames() == ["000000-small", REPORT]
+
+
 async def test_a_client_that_leaves_ends_the_batch(storage: RecordingStorage) -> None:
     await make_store(storage, {"large": LARGE * 8})
     content = json.dumps([item("large")] * 20).encode()
