@@ -211,6 +211,11 @@ def date_dir(instant: datetime) -> str:
     return f"{utc.year:04}{utc.month:02}{utc.day:02}"
 
 
+def rfc3339(instant: datetime) -> str:
+    """Return an instant in UTC as RFC 3339 text."""
+    return instant.isoformat().replace("+00:00", "Z")
+
+
 def head_key(day: str, digits: str) -> str:
     """Return the key of a shard's head object."""
     return f"{day}/{digits}.des"
