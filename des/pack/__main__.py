@@ -20,7 +20,7 @@ from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.shard.codecs import CodecName, Compression
-from des.storage.opening import open_storage, resolve_target
+from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ async def _run(settings: Settings, job: PackJob, report: Report, progress: Progr
         report.store = storage.address
         async with open_tasks() as tasks:
             tasks.start_soon(stop_on_signal, tasks.cancel_scope)
-            await pack(storage, job, report, progress)
+            async with SourceBuckets(settings) as buckets:
+                await pack(storage, job, report, progress, buckets)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from des.pack.decisions import Candidate
+from des.pack.remote import RemoteLarge
 from des.pack.sources import SourceError, read_small
 from des.shard.chunking import LargeEncoder
 from des.shard.codecs import Compression, Encoder, guess_content_type, worth_trying
@@ -14,13 +16,16 @@ from des.shard.layout import Codec, Entry, checksum32, second_of_day
 from des.shard.writing import FileRecord, Payload, content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from des.errors import Status
     from des.pack.plan import PlannedRow
+    from des.pack.remote import Fetched
 
 BATCH_FILES = 256
 # A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
 BATCH_BYTES = 8 << 20
+_NOTHING_FETCHED: Mapping[int, Fetched] = MappingProxyType({})
 # What is encoded anew comes on top of its batch.
 ANEW_BYTES = 1 << 20
 
@@ -36,20 +41,29 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A file whose file_id the head has already; `size` bytes long."""
+    """A file whose file_id the head has already; `size` bytes long, `version` as of `Large`."""
 
     row: PlannedRow
     size: int
     candidate: Candidate
     entry: Entry
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """A file to be streamed, `size` bytes long; `expected` is the content hash that was decided on, None where any will do."""
+    """A file to be streamed, `size` bytes long.
+
+    Attributes:
+        row: of the plan.
+        size: bytes.
+        version: of the object where its source is on S3.
+        expected: the content hash that was decided on, None where any will do.
+    """
 
     row: PlannedRow
     size: int
+    version: str | None = None
     expected: bytes | None = None
 
 
@@ -59,6 +73,7 @@ class Unusable:
 
     row: PlannedRow
     error: str
+    status: Status = "invalid"
 
 
 Item = Encoded | Existing | Large | Unusable
@@ -111,7 +126,10 @@ def record_for(row: PlannedRow, flags: int) -> FileRecord:
 
 
 def encode_batch(
-    rows: Sequence[PlannedRow], find: Callable[[bytes], Entry | None], compression: Compression
+    rows: Sequence[PlannedRow],
+    find: Callable[[bytes], Entry | None],
+    compression: Compression,
+    fetched: Mapping[int, Fetched] = _NOTHING_FETCHED,
 ) -> tuple[list[Item], Sequence[PlannedRow]]:
     """Read and encode rows in order.
 
@@ -119,6 +137,7 @@ def encode_batch(
         rows: at most `BATCH_FILES`.
         find: what the head has under a file_id. What it has is not compressed but handed back for a decision.
         compression: of the run.
+        fetched: what came of the rows whose sources are on S3, by row number.
 
     Returns:
         The items in order, and the rows that did not fit into the batch's bytes.
@@ -128,20 +147,24 @@ def encode_batch(
     for index, row in enumerate(rows):
         if held > BATCH_BYTES:
             return items, rows[index:]
-        item = _encode(row, find, compression)
+        item = _encode(row, find, compression, fetched)
         if isinstance(item, Encoded):
             held += len(item.stored)
         items.append(item)
     return items, ()
 
 
-def _encode(row: PlannedRow, find: Callable[[bytes], Entry | None], compression: Compression) -> Item:
+def _encode(
+    row: PlannedRow, find: Callable[[bytes], Entry | None], compression: Compression, fetched: Mapping[int, Fetched]
+) -> Item:
     try:
-        raw = read_small(row)
+        raw = _read(row, fetched)
     except SourceError as error:
-        return Unusable(row, str(error))
+        return Unusable(row, str(error), error.status)
     if isinstance(raw, int):
         return Large(row, raw)
+    if isinstance(raw, RemoteLarge):
+        return Large(row, raw.size, raw.version)
     digest = content_hash(raw)
     entry = find(row.file_id)
     if entry is not None:
@@ -150,7 +173,18 @@ def _encode(row: PlannedRow, find: Callable[[bytes], Entry | None], compression:
     return Encoded(row, stored, Payload(digest, checksum32(stored), Codec(codec), len(stored), len(raw)))
 
 
-def encode_anew(wanted: Sequence[Existing], compression: Compression) -> list[Encoded | Unusable]:
+def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | RemoteLarge:
+    found = fetched.get(row.number)
+    if found is None:
+        return read_small(row)
+    if isinstance(found, SourceError):
+        raise found
+    return found
+
+
+def encode_anew(
+    wanted: Sequence[Existing], compression: Compression, fetched: Mapping[int, Fetched] = _NOTHING_FETCHED
+) -> list[Encoded | Unusable]:
     """Read and encode small files that shall be packed although the head has their file_ids.
 
     Returns:
@@ -161,15 +195,17 @@ def encode_anew(wanted: Sequence[Existing], compression: Compression) -> list[En
     for item in wanted:
         if held > ANEW_BYTES:
             break
-        again = _encode_expected(item.row, item.candidate, compression)
+        again = _encode_expected(item.row, item.candidate, compression, fetched)
         if isinstance(again, Encoded):
             held += len(again.stored)
         encoded.append(again)
     return encoded
 
 
-def _encode_expected(row: PlannedRow, expected: Candidate, compression: Compression) -> Encoded | Unusable:
-    item = _encode(row, lambda _: None, compression)
+def _encode_expected(
+    row: PlannedRow, expected: Candidate, compression: Compression, fetched: Mapping[int, Fetched]
+) -> Encoded | Unusable:
+    item = _encode(row, lambda _: None, compression, fetched)
     if isinstance(item, Unusable):
         return item
     if isinstance(item, Encoded) and item.payload.content_hash == expected.content_hash:

@@ -19,6 +19,7 @@ from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
@@ -57,18 +58,20 @@ from des.store.cache import ByteLRU
 from des.tasks import mapped_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from des.errors import Status
     from des.pack.plan import Plan, PlannedRow, PlannedShard
+    from des.pack.remote import RemoteSources
     from des.shard.chunking import LargeEncoder
     from des.shard.codecs import Compression
     from des.storage.protocol import ObjectWriter, Storage
-    from des.store.catalogs import CatalogReader
     from des.store.heads import WholeHead
 
 _ATTEMPTS = 10
 _TAILS_BYTES = 8 << 20
+# What is encoded anew at once: those on S3 are fetched before.
+_ANEW_FILES = 32
 
 Result = TypeVar("Result")
 
@@ -97,6 +100,7 @@ class Workshop:
         storage: the store's place.
         plan: the rows.
         options: how to pack.
+        remote: the sources on S3.
         tails: of the segments whose catalogs are read.
         threads: limits the worker threads that encode.
         batches: limits the batches held in memory.
@@ -109,7 +113,7 @@ class Workshop:
         storage: Storage,
         plan: Plan,
         options: Options,
-        catalogs: CatalogReader | None = None,  # noqa: ARG002 - what runs passed before `Owners`
+        remote: RemoteSources,
         *,
         threads: int,
         batches: int,
@@ -120,6 +124,7 @@ class Workshop:
         self.storage = storage
         self.plan = plan
         self.options = options
+        self.remote = remote
         self.tails = ByteLRU(_TAILS_BYTES)
         self.threads = anyio.CapacityLimiter(threads)
         self.batches = anyio.Semaphore(batches)
@@ -129,6 +134,12 @@ class Workshop:
     async def ask_plan(self, question: Callable[[], Result]) -> Result:
         """Ask the plan something, off the loop and one question at a time."""
         return await anyio.to_thread.run_sync(question, limiter=self._plan_turn)
+
+    def read_large(self, item: Large) -> AsyncGenerator[bytes, None]:
+        """Read a large source, wherever it is; see `sources.read_large`."""
+        if item.version is None:
+            return read_large(item.row, item.size)
+        return self.remote.read_large(item.row, item.size, item.version)
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Do CPU work in one of the run's worker threads."""
@@ -226,9 +237,9 @@ class _DecidedOtherwiseError(Exception):
 class _SourceFailedError(Exception):
     """A large source failed after some of its bytes went out."""
 
-    def __init__(self, row: PlannedRow, sentence: str) -> None:
+    def __init__(self, row: PlannedRow, sentence: str, status: Status = "invalid") -> None:
         super().__init__(sentence)
-        self.failure = Failure.of_row(row, "invalid", sentence)
+        self.failure = Failure.of_row(row, status, sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +313,18 @@ class _Attempt:
 
     async def _encode(self, rows: Sequence[PlannedRow]) -> tuple[list[Item], Sequence[PlannedRow]]:
         compression = self._workshop.options.compression
-        return await self._workshop.in_thread(lambda: encode_batch(rows, self._base.find, compression))
+        async with self._workshop.remote.fetched(rows) as fetch:
+            items, left = await self._workshop.in_thread(
+                lambda: encode_batch(fetch.rows, self._base.find, compression, fetch.content)
+            )
+            return items, [*left, *fetch.rest]
+
+    async def _encode_anew(self, wanted: Sequence[Existing]) -> list[Encoded | Unusable]:
+        """Encode some of what takes the place of something else, in order."""
+        compression = self._workshop.options.compression
+        async with self._workshop.remote.fetched([item.row for item in wanted]) as fetch:
+            able = wanted[: len(fetch.rows)]
+            return await self._workshop.in_thread(lambda: encode_anew(able, compression, fetch.content))
 
     def _settle(self, settled: _Settled) -> None:
         if settled.failure is None:
@@ -337,12 +359,13 @@ class _Attempt:
                 yield one
                 continue
             if not encoded:
-                compression = self._workshop.options.compression
-                encoded.extend(await self._workshop.in_thread(partial(encode_anew, anew, compression)))
+                encoded.extend(await self._encode_anew(tuple(islice(anew, _ANEW_FILES))))
                 for _ in encoded:
                     anew.popleft()
             item = encoded.popleft()
-            yield _Writable(item, one.flags) if isinstance(item, Encoded) else _failed(item.row, "invalid", item.error)
+            yield (
+                _Writable(item, one.flags) if isinstance(item, Encoded) else _failed(item.row, item.status, item.error)
+            )
 
     async def _known(self, item: Large) -> Item:
         """Look a large file up before any of it is written; where the head has it, its content must be hashed first."""
@@ -350,14 +373,14 @@ class _Attempt:
         if entry is None:
             return item
         try:
-            digest = await hash_large(item.row, item.size)
+            digest = await hash_large(self._workshop.read_large(item))
         except SourceError as error:
-            return Unusable(item.row, str(error))
-        return Existing(item.row, item.size, candidate_for(item.row, digest, item.size), entry)
+            return Unusable(item.row, str(error), error.status)
+        return Existing(item.row, item.size, candidate_for(item.row, digest, item.size), entry, item.version)
 
     def _decide(self, item: Item) -> _Writable | _Settled | _Anew:
         if isinstance(item, Unusable):
-            return _failed(item.row, "invalid", item.error)
+            return _failed(item.row, item.status, item.error)
         if not isinstance(item, Existing):
             return _Writable(item, 0)
         verdict = decide(item.candidate, item.entry, self._base.tables, self._workshop.options.on_conflict)
@@ -370,7 +393,7 @@ class _Attempt:
         if verdict in _SETTLED:
             return _SETTLED[verdict](item.row)
         if item.size > LARGE_BYTES:
-            return _Writable(Large(item.row, item.size, item.candidate.content_hash), flags)
+            return _Writable(Large(item.row, item.size, item.version, item.candidate.content_hash), flags)
         return _Anew(item, flags)
 
     # ---- writing ------------------------------------------------------------------------------------------------------------
@@ -411,11 +434,11 @@ class _Attempt:
         else:
             encoder = large_encoder_for(self._workshop.options.compression, item.row)
             try:
-                async with aclosing(read_large(item.row, item.size)) as pieces:
+                async with aclosing(self._workshop.read_large(item)) as pieces:
                     async for piece in pieces:
                         await out.write(await self._workshop.in_thread(partial(_encode_piece, encoder, piece)))
             except SourceError as error:
-                raise _SourceFailedError(item.row, str(error)) from error
+                raise _SourceFailedError(item.row, str(error), error.status) from error
             table, payload = encoder.finish()
             if item.expected not in {None, payload.content_hash}:
                 raise _SourceFailedError(item.row, "the source changed while it was read.")

@@ -19,12 +19,11 @@ from des.pack.encoding import BATCH_BYTES
 from des.pack.manifest import BadRow, ManifestRow, read_manifest
 from des.pack.packer import Options, Workshop, pack_shard
 from des.pack.plan import Plan, PlannedShard
+from des.pack.remote import RemoteSources
 from des.pack.report import Failure, Report
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
 from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
-from des.store.cache import ByteLRU
-from des.store.catalogs import CatalogReader
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from des.pack.decisions import OnConflict
     from des.shard.codecs import Compression
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
 
 # Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together.
@@ -78,8 +78,17 @@ class Progress:
         """`files` more were read and written or found to be there."""
 
 
-async def pack(storage: Storage, job: PackJob, report: Report, progress: Progress) -> None:
+async def pack(
+    storage: Storage, job: PackJob, report: Report, progress: Progress, buckets: SourceBuckets | None = None
+) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
+
+    Args:
+        storage: the store's place.
+        job: what to pack, and how.
+        report: takes what became of each file.
+        progress: is told where the run stands.
+        buckets: for sources on S3; None: rows that name one fail.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -97,7 +106,8 @@ async def pack(storage: Storage, job: PackJob, report: Report, progress: Progres
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
                 progress.begin(sum(shard.rows for shard in shards))
-                await _pack_shards(storage, job, plan, descriptor, shards, report, progress)
+                remote = RemoteSources(buckets, job.memory // 8)
+                await _pack_shards(storage, job, plan, descriptor, shards, report, progress, remote)
     finally:
         report.seconds = round(time.monotonic() - started, 3)
 
@@ -146,6 +156,7 @@ async def _pack_shards(
     shards: Sequence[PlannedShard],
     report: Report,
     progress: Progress,
+    remote: RemoteSources,
 ) -> None:
     options = Options(
         compression=job.compression,
@@ -157,7 +168,7 @@ async def _pack_shards(
         storage=storage,
         plan=plan,
         options=options,
-        catalogs=CatalogReader(storage, ByteLRU(job.memory // 8)),
+        remote=remote,
         threads=job.threads,
         batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
