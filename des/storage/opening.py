@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 
 from des import metrics
 from des.errors import SettingsError, StorageDeniedError, StorageError
@@ -130,6 +132,8 @@ class SourceBuckets:
         """
         async with self._turn:
             if bucket not in self._open:
+                # In a thread, because loading it reads many files while the loop is busy with others.
+                await anyio.to_thread.run_sync(import_module, "des.storage.s3")
                 from des.storage.s3 import open_s3  # noqa: PLC0415 - for those who read from S3
                 from des.storage.s3_config import S3Config  # noqa: PLC0415
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
     from des.store.verifying import VerifyReport
@@ -116,6 +117,7 @@ class Run:
         memory: int = 64 << 20,
         threads: int = 2,
         single_writer: bool = True,
+        buckets: SourceBuckets | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
@@ -128,7 +130,7 @@ class Run:
             threads=threads,
             single_writer=single_writer,
         )
-        await pack(storage, job, self.report, self.progress)
+        await pack(storage, job, self.report, self.progress, buckets)
 
 
 def date_of(day: str) -> date:
