@@ -19,9 +19,10 @@ from des.routing import file_id
 from des.settings import Settings
 from des.shard.chunking import LARGE_BYTES
 from des.storage.local import LocalStorage
-from des.storage.opening import SourceBuckets, open_storage
+from des.storage.opening import SourceBuckets
+from des.storage.s3 import S3Storage, open_s3
 from des.storage.testing import RecordingStorage, StorageWrapper
-from tests.pack.packing import CREATED_AT, Run, Sources, check_store
+from tests.pack.packing import CREATED_AT, Run, Sources, check_store, names_of_one_shard
 from tests.servers.fault_proxy import Answer, Stall
 from tests.servers.processes import free_ports
 
@@ -127,15 +128,15 @@ async def test_rows_of_both_kinds(any_objects: Objects, base_dir: Path, sources:
 
 
 async def test_to_a_store_on_the_same_endpoint_there_is_one_client(objects: Objects, sources: Sources) -> None:
-    settings = objects.server.settings(objects.bucket, s3_prefix="store")
-    storage = await open_storage(settings)
+    storage = await open_s3(objects.server.config(objects.bucket, prefix="store"))
     try:
-        async with SourceBuckets(settings) as buckets:
+        async with SourceBuckets(objects.server.settings(objects.bucket, s3_prefix="store")) as buckets:
             run = Run()
             await run.pack(storage, sources.manifest([objects.row("a", b"1"), sources.row("b", b"2")]), buckets=buckets)
             assert run.counts == (2, 0, 0)
             source = await buckets.storage(objects.bucket)
-            assert source.endpoint is storage.endpoint  # type: ignore[attr-defined]  # of S3 storage
+            assert isinstance(source, S3Storage)
+            assert source.endpoint is storage.endpoint
     finally:
         await storage.aclose()
 
@@ -225,17 +226,18 @@ class Between(StorageWrapper):
 
 
 async def test_a_large_one_that_changes_before_it_is_read(objects: Objects, base_dir: Path, sources: Sources) -> None:
-    rows = [objects.row("small", b"small"), objects.row("large", LARGE), objects.row("last", b"last")]
+    small, large, last = names_of_one_shard(3)
+    rows = [objects.row(small, b"small"), objects.row(large, LARGE), objects.row(last, b"last")]
     local = LocalStorage(base_dir)
-    changing = Between(local, objects, "large", LARGE[::-1])
+    changing = Between(local, objects, large, LARGE[::-1])
     run = Run()
     async with SourceBuckets(objects.server.settings(objects.bucket)) as buckets:
         await run.pack(changing, sources.manifest(rows), buckets=buckets, n_bits=1)
     await local.aclose()
     assert changing.fired
     assert run.counts == (2, 0, 1)
-    assert [(row["uid"], row["error"]) for row in run.failures] == [("large", "the source changed while it was read.")]
-    await check_store(base_dir, {"small": b"small", "last": b"last"})
+    assert [(row["uid"], row["error"]) for row in run.failures] == [(large, "the source changed while it was read.")]
+    await check_store(base_dir, {small: b"small", last: b"last"})
 
 
 @dataclass(frozen=True, slots=True)
