@@ -1,28 +1,35 @@
-"""Encoding batches of small files in a worker thread: read, hash, look up, compress. One thread hop serves a whole batch."""
+"""Encoding batches of small files in a worker thread: read, look up, compress, hash, draft their catalog rows.
+
+One thread hop serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
+to be told its offset.
+"""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from des.pack.decisions import Candidate
-from des.pack.remote import RemoteLarge
 from des.pack.sources import SourceError, read_small
+from des.shard.catalog import RowDraft, draft_row
 from des.shard.chunking import LargeEncoder
-from des.shard.codecs import Compression, Encoder, guess_content_type, worth_trying
+from des.shard.codecs import Compression, Encoder, extension_of, type_of_extension, worth_trying
 from des.shard.layout import Codec, Entry, checksum32, second_of_day
-from des.shard.writing import FileRecord, Payload, content_hash
+from des.shard.writing import FileRecord, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from des.errors import Status
     from des.pack.plan import PlannedRow
-    from des.pack.remote import Fetched
+    from des.pack.remote import Fetched, RemoteLarge
 
 BATCH_FILES = 256
+# Files are compressed together once so many bytes of them were read, so that little is held both raw and encoded.
+RUN_BYTES = 1 << 20
 # A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
 BATCH_BYTES = 8 << 20
 _NOTHING_FETCHED: Mapping[int, Fetched] = MappingProxyType({})
@@ -31,12 +38,34 @@ ANEW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """A small file ready to be written."""
+class EncodedRun:
+    """Small files ready to be written, one after another.
 
-    row: PlannedRow
+    Attributes:
+        numbers: of their rows, rising.
+        drafts: their catalog rows.
+        stored: their payloads, back to back.
+        row_bytes: bytes of the catalog rows.
+        raw_size: bytes of their contents.
+    """
+
+    numbers: Sequence[int]
+    drafts: Sequence[RowDraft]
     stored: bytes
-    payload: Payload
+    row_bytes: int
+    raw_size: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], drafts: Sequence[RowDraft], stored: bytes) -> EncodedRun:
+        """Return the run of some files."""
+        row_bytes = sum([len(draft.encoded) for draft in drafts])
+        return cls(numbers, drafts, stored, row_bytes, sum([draft.raw_size for draft in drafts]))
+
+    def split(self, count: int) -> tuple[EncodedRun, EncodedRun]:
+        """Return the first `count` files, and the others."""
+        size = sum(draft.stored_size for draft in self.drafts[:count])
+        first = EncodedRun.of(self.numbers[:count], self.drafts[:count], self.stored[:size])
+        return first, EncodedRun.of(self.numbers[count:], self.drafts[count:], self.stored[size:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,58 +105,78 @@ class Unusable:
     status: Status = "invalid"
 
 
-Item = Encoded | Existing | Large | Unusable
+Item = EncodedRun | Existing | Large | Unusable
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What encoding needs to know of the head that is decided on.
+
+    Attributes:
+        find: returns the entry of a file_id; None where the head is empty.
+        generation: of the head.
+    """
+
+    find: Callable[[bytes], Entry | None] | None
+    generation: int
 
 
 class _Encoders(threading.local):
     def __init__(self) -> None:
         self.compression: Compression | None = None
         self.encoder: Encoder | None = None
-        self.raw = Encoder(Compression("none"))
 
 
 _encoders = _Encoders()
 
 
-def _is_worth_trying(row: PlannedRow) -> bool:
-    return worth_trying((row.uid, row.source_path), row.content_type)
-
-
-def large_encoder_for(compression: Compression, row: PlannedRow) -> LargeEncoder:
-    """Return an encoder of its own for a large file, whose pieces go through several threads, one after another."""
-    return LargeEncoder(Encoder(compression if _is_worth_trying(row) else Compression("none")))
-
-
-def _encoder_for(compression: Compression, row: PlannedRow) -> Encoder:
-    """Return this thread's encoder for a file: one that stores raw where compressing is known to be vain."""
-    if not _is_worth_trying(row):
-        return _encoders.raw
+def _encoder_for(compression: Compression) -> Encoder:
+    """Return this thread's encoder."""
     if _encoders.compression is not compression or _encoders.encoder is None:
         _encoders.encoder = Encoder(compression)
         _encoders.compression = compression
     return _encoders.encoder
 
 
-def stored_content_type(row: PlannedRow) -> str | None:
-    """Return the media type to keep: the manifest's; else the source's where the uid itself lets none be guessed."""
-    if row.content_type is not None:
-        return row.content_type
-    return None if guess_content_type(row.uid) else guess_content_type(row.source_path)
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a row's names and media type say: the media type to keep, and whether compressing is worth an attempt."""
+
+    content_type: str | None
+    is_worth_trying: bool
+
+
+@lru_cache(maxsize=4096)
+def _kind(uid: str, source: str, content_type: str | None) -> _Kind:
+    """Judge by the extensions of uid and source. A media type the manifest does not say is the source's, where the uid itself lets none be guessed."""
+    worth = worth_trying((uid, source), content_type)
+    if content_type is None and type_of_extension(uid) is None:
+        content_type = type_of_extension(source)
+    return _Kind(content_type, worth)
+
+
+def _kind_of(row: PlannedRow) -> _Kind:
+    return _kind(extension_of(row.uid), extension_of(row.source_path), row.content_type)
+
+
+def large_encoder_for(compression: Compression, row: PlannedRow) -> LargeEncoder:
+    """Return an encoder of its own for a large file, whose pieces go through several threads, one after another."""
+    return LargeEncoder(Encoder(compression if _kind_of(row).is_worth_trying else Compression("none")))
 
 
 def candidate_for(row: PlannedRow, digest: bytes, size: int) -> Candidate:
     """Return what makes a source the same as a stored file."""
-    return Candidate(digest, size, stored_content_type(row), second_of_day(row.created_at))
+    return Candidate(digest, size, _kind_of(row).content_type, second_of_day(row.created_at))
 
 
 def record_for(row: PlannedRow, flags: int) -> FileRecord:
     """Return what catalog and head keep of a row."""
-    return FileRecord(row.file_id, row.uid, row.created_at, stored_content_type(row), row.metadata, flags)
+    return FileRecord(row.file_id, row.uid, row.created_at, _kind_of(row).content_type, row.metadata, flags)
 
 
 def encode_batch(
     rows: Sequence[PlannedRow],
-    find: Callable[[bytes], Entry | None],
+    base: Base,
     compression: Compression,
     fetched: Mapping[int, Fetched] = _NOTHING_FETCHED,
 ) -> tuple[list[Item], Sequence[PlannedRow]]:
@@ -135,7 +184,7 @@ def encode_batch(
 
     Args:
         rows: at most `BATCH_FILES`.
-        find: what the head has under a file_id. What it has is not compressed but handed back for a decision.
+        base: the head. What it has is not compressed but handed back for a decision.
         compression: of the run.
         fetched: what came of the rows whose sources are on S3, by row number.
 
@@ -143,38 +192,41 @@ def encode_batch(
         The items in order, and the rows that did not fit into the batch's bytes.
     """
     items: list[Item] = []
+    gathered = _Gathered(base.generation, compression)
     held = 0
     for index, row in enumerate(rows):
-        if held > BATCH_BYTES:
-            return items, rows[index:]
-        item = _encode(row, find, compression, fetched)
-        if isinstance(item, Encoded):
-            held += len(item.stored)
-        items.append(item)
-    return items, ()
+        if held + gathered.size > BATCH_BYTES:
+            return items + gathered.encoded(), rows[index:]
+        try:
+            raw = _read(row, fetched)
+        except SourceError as error:
+            other: Item = Unusable(row, str(error), error.status)
+        else:
+            if isinstance(raw, bytes):
+                entry = base.find(row.file_id) if base.find else None
+                if entry is None:
+                    gathered.add(row, raw)
+                    if gathered.size >= RUN_BYTES:
+                        (run,) = gathered.encoded()
+                        items.append(run)
+                        held += len(run.stored)
+                    continue
+                other = Existing(row, len(raw), candidate_for(row, content_hash(raw), len(raw)), entry)
+            else:
+                other = _large(row, raw)
+        for run in gathered.encoded():
+            items.append(run)
+            held += len(run.stored)
+        items.append(other)
+    return items + gathered.encoded(), ()
 
 
-def _encode(
-    row: PlannedRow, find: Callable[[bytes], Entry | None], compression: Compression, fetched: Mapping[int, Fetched]
-) -> Item:
-    try:
-        raw = _read(row, fetched)
-    except SourceError as error:
-        return Unusable(row, str(error), error.status)
-    if isinstance(raw, int):
-        return Large(row, raw)
-    if isinstance(raw, RemoteLarge):
-        return Large(row, raw.size, raw.version)
-    digest = content_hash(raw)
-    entry = find(row.file_id)
-    if entry is not None:
-        return Existing(row, len(raw), candidate_for(row, digest, len(raw)), entry)
-    codec, stored = _encoder_for(compression, row).encode(raw)
-    return Encoded(row, stored, Payload(digest, checksum32(stored), Codec(codec), len(stored), len(raw)))
+def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:
+    return Large(row, raw) if isinstance(raw, int) else Large(row, raw.size, raw.version)
 
 
 def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | RemoteLarge:
-    found = fetched.get(row.number)
+    found = fetched.get(row.number) if fetched else None
     if found is None:
         return read_small(row)
     if isinstance(found, SourceError):
@@ -182,32 +234,101 @@ def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | Remo
     return found
 
 
+class _Gathered:
+    """Small files that were read and wait to be encoded together. One entry into the compressor serves them all.
+
+    Attributes:
+        size: bytes that wait.
+    """
+
+    def __init__(self, generation: int, compression: Compression) -> None:
+        self.size = 0
+        self._generation = generation
+        self._compression = compression
+        self._rows: list[PlannedRow] = []
+        self._raws: list[bytes] = []
+
+    def add(self, row: PlannedRow, raw: bytes) -> None:
+        self._rows.append(row)
+        self._raws.append(raw)
+        self.size += len(raw)
+
+    def encoded(self) -> list[EncodedRun]:
+        """Encode what waits; none where nothing does."""
+        if not self._rows:
+            return []
+        run = _encode_run(self._rows, self._raws, 0, self._generation, self._compression)
+        self.size, self._rows, self._raws = 0, [], []
+        return [run]
+
+
+def _encode_run(
+    rows: Sequence[PlannedRow], raws: Sequence[bytes], flags: int, generation: int, compression: Compression
+) -> EncodedRun:
+    kinds = [_kind_of(row) for row in rows]
+    tried = iter(
+        _encoder_for(compression).encode_many(
+            [raw for raw, kind in zip(raws, kinds, strict=True) if kind.is_worth_trying]
+        )
+    )
+    drafts = []
+    payloads = []
+    for row, raw, kind in zip(rows, raws, kinds, strict=True):
+        codec, stored = next(tried) if kind.is_worth_trying else (Codec.NONE, raw)
+        payloads.append(stored)
+        drafts.append(
+            draft_row(
+                row.file_id,
+                content_hash(raw),
+                checksum32(stored),
+                codec,
+                flags,
+                len(stored),
+                len(raw),
+                generation,
+                row.created_at,
+                kind.content_type,
+                row.uid.encode(),
+                row.metadata,
+            )
+        )
+    return EncodedRun.of([row.number for row in rows], drafts, b"".join(payloads))
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """A small file that shall be written although the head has its file_id: not encoded yet."""
+
+    item: Existing
+    flags: int
+
+
 def encode_anew(
-    wanted: Sequence[Existing], compression: Compression, fetched: Mapping[int, Fetched] = _NOTHING_FETCHED
-) -> list[Encoded | Unusable]:
+    wanted: Sequence[Anew],
+    generation: int,
+    compression: Compression,
+    fetched: Mapping[int, Fetched] = _NOTHING_FETCHED,
+) -> list[EncodedRun | Unusable]:
     """Read and encode small files that shall be packed although the head has their file_ids.
 
     Returns:
-        As many as fit into `ANEW_BYTES`, one at least, in order: `Unusable` where the source is not any more what was decided on.
+        As many as fit into `ANEW_BYTES`, one at least, in order and each for itself: `Unusable` where the source is not any more what was decided on.
     """
-    encoded: list[Encoded | Unusable] = []
+    encoded: list[EncodedRun | Unusable] = []
     held = 0
-    for item in wanted:
+    for anew in wanted:
         if held > ANEW_BYTES:
             break
-        again = _encode_expected(item.row, item.candidate, compression, fetched)
-        if isinstance(again, Encoded):
-            held += len(again.stored)
-        encoded.append(again)
+        row = anew.item.row
+        try:
+            raw = _read(row, fetched)
+        except SourceError as error:
+            encoded.append(Unusable(row, str(error), error.status))
+            continue
+        if not isinstance(raw, bytes) or content_hash(raw) != anew.item.candidate.content_hash:
+            encoded.append(Unusable(row, "the source changed while it was read."))
+            continue
+        run = _encode_run([row], [raw], anew.flags, generation, compression)
+        held += len(run.stored)
+        encoded.append(run)
     return encoded
-
-
-def _encode_expected(
-    row: PlannedRow, expected: Candidate, compression: Compression, fetched: Mapping[int, Fetched]
-) -> Encoded | Unusable:
-    item = _encode(row, lambda _: None, compression, fetched)
-    if isinstance(item, Unusable):
-        return item
-    if isinstance(item, Encoded) and item.payload.content_hash == expected.content_hash:
-        return item
-    return Unusable(row, "the source changed while it was read.")

@@ -17,10 +17,11 @@ import anyio.to_thread
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
 from des.pack.manifest import BadRow, ManifestRow, read_manifest
-from des.pack.packer import Options, Workshop, pack_shard
+from des.pack.packer import pack_shard
 from des.pack.plan import Plan, PlannedShard
 from des.pack.remote import RemoteSources
 from des.pack.report import Failure, Report
+from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
 from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
