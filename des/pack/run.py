@@ -181,9 +181,12 @@ async def _pack_shards(
         identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
         report.shards += 1
         async for outcome in pack_shard(workshop, identity, shard):
-            # Off the loop, because it writes to files; shielded, because what is certain is reported.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            if outcome.tally.failures:
+                # Off the loop, because it writes to files; shielded, because what is certain is reported.
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            else:
+                report.take(outcome.tally)
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from des.storage.protocol import Storage
 
 _TAILS_BYTES = 8 << 20
+# Batches whose rows the plan is asked for at once: asking takes longer than reading them.
+_PAGE_BATCHES = 4
 
 Result = TypeVar("Result")
 
@@ -111,16 +113,16 @@ class Round:
         while rows := await workshop.ask_plan(partial(self._rows_after, workshop.plan, after)):
             after = rows[-1].number
             kept = [row for row in rows if row.number not in self.skipped] if self.skipped else rows
-            if kept:
-                yield kept
-            if len(rows) < BATCH_FILES:
+            for start in range(0, len(kept), BATCH_FILES):
+                yield kept[start : start + BATCH_FILES]
+            if len(rows) < _PAGE_BATCHES * BATCH_FILES:
                 return
 
     def _rows_after(self, plan: Plan, after: int) -> list[PlannedRow]:
         if self.numbers is None:
-            return plan.rows(self.shard, after, BATCH_FILES)
+            return plan.rows(self.shard, after, _PAGE_BATCHES * BATCH_FILES)
         start = bisect_right(self.numbers, after)
-        return plan.rows_by_number(self.numbers[start : start + BATCH_FILES])
+        return plan.rows_by_number(self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
 
 
 class SlottedBatches:

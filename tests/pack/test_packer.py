@@ -13,7 +13,7 @@ import pytest
 
 from des.errors import DeletedError, ObjectNotFoundError
 from des.pack.commit import new_name, now_microseconds, open_shard, swap
-from des.pack.encoding import ANEW_BYTES, Encoded
+from des.pack.encoding import ANEW_BYTES, EncodedRun
 from des.pack.packer import _ATTEMPTS
 from des.routing import file_id
 from des.shard.chunking import LARGE_BYTES
@@ -321,7 +321,7 @@ class TestConflicts:
         held: list[int] = []
 
         async def count(_: Call) -> None:
-            held.append(sum(len(item.stored) for item in gc.get_objects() if isinstance(item, Encoded)))
+            held.append(sum(len(item.stored) for item in gc.get_objects() if isinstance(item, EncodedRun)))
 
         counting = Between(storage, "write", count)
         run = await packed(counting, sources, sources.rows(files), on_conflict="replace")
