@@ -112,9 +112,9 @@ def content_of(source: str) -> bytes:
     return Path(source).read_bytes()
 
 
-async def compare(settings: Settings, manifest: Path) -> None:
-    """Read every file back and compare it with its source."""
-    rows = json.loads(manifest.read_bytes())  # nothing else runs on this loop
+async def compare(settings: Settings, manifest: bytes) -> None:
+    """Read every file of a manifest back and compare it with its source."""
+    rows = json.loads(manifest)
     async with open_store(settings) as store:
         for start in range(0, len(rows), READ_AT_ONCE):
             wanted = {row["uid"]: row for row in rows[start : start + READ_AT_ONCE]}
@@ -153,7 +153,7 @@ def local_way(corpus: Corpus, folder: Path, name: str, start: list[str], *flags:
     arguments = ["--input-json", str(corpus.manifest), "--output-dir", str(store), "--quiet", *flags]
 
     def check() -> None:
-        anyio.run(compare, Settings(base_dir=store), corpus.manifest)
+        anyio.run(compare, Settings(base_dir=store), corpus.manifest.read_bytes())
 
     is_whole = name in {DES, ONE_THREAD}
     return Way([sys.executable, *start, *arguments], store, lambda: size_of(store), check if is_whole else None)
@@ -170,7 +170,7 @@ def s3_way(corpus: Corpus, folder: Path, stack: ExitStack) -> Way:
         return bucket_size(settings, server)
 
     def check() -> None:
-        anyio.run(compare, settings, corpus.manifest)
+        anyio.run(compare, settings, corpus.manifest.read_bytes())
 
     command = [
         sys.executable, "-m", "des.pack", "--input-json", str(corpus.manifest), "--output", f"s3://{bucket}/", "--quiet"
@@ -182,8 +182,7 @@ def others_share(before: Any, ours: float) -> float:  # noqa: ANN401 - psutil's 
     """Return how much of the machine others used since a reading of its CPU times."""
     after = psutil.cpu_times()
     busy = sum(after) - after.idle - sum(before) + before.idle
-    total: float = sum(after) - sum(before)
-    return max(0.0, (busy - ours) / total)
+    return max(0.0, float(busy - ours) / float(sum(after) - sum(before)))
 
 
 def run_all(ways: dict[str, Way], rounds: int) -> float:

@@ -192,33 +192,39 @@ def encode_batch(
         The items in order, and the rows that did not fit into the batch's bytes.
     """
     items: list[Item] = []
-    gathered = _Gathered(base.generation, compression)
-    held = 0
+    held = size = 0
+    waiting: list[PlannedRow] = []
+    raws: list[bytes] = []
     for index, row in enumerate(rows):
-        if held + gathered.size > BATCH_BYTES:
-            return items + gathered.encoded(), rows[index:]
+        if held + size > BATCH_BYTES:
+            rest = rows[index:]
+            break
+        other: Item | None = None
         try:
-            raw = _read(row, fetched)
+            raw = _read(row, fetched) if fetched else read_small(row)
         except SourceError as error:
-            other: Item = Unusable(row, str(error), error.status)
+            other = Unusable(row, str(error), error.status)
         else:
-            if isinstance(raw, bytes):
-                entry = base.find(row.file_id) if base.find else None
-                if entry is None:
-                    gathered.add(row, raw)
-                    if gathered.size >= RUN_BYTES:
-                        (run,) = gathered.encoded()
-                        items.append(run)
-                        held += len(run.stored)
-                    continue
+            if not isinstance(raw, bytes):
+                other = _large(row, raw)
+            elif base.find is not None and (entry := base.find(row.file_id)) is not None:
                 other = Existing(row, len(raw), candidate_for(row, content_hash(raw), len(raw)), entry)
             else:
-                other = _large(row, raw)
-        for run in gathered.encoded():
+                waiting.append(row)
+                raws.append(raw)
+                size += len(raw)
+        if waiting and (other is not None or size >= RUN_BYTES):
+            run = _encode_run(waiting, raws, 0, base.generation, compression)
             items.append(run)
             held += len(run.stored)
-        items.append(other)
-    return items + gathered.encoded(), ()
+            size, waiting, raws = 0, [], []
+        if other is not None:
+            items.append(other)
+    else:
+        rest = ()
+    if waiting:
+        items.append(_encode_run(waiting, raws, 0, base.generation, compression))
+    return items, rest
 
 
 def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:
@@ -226,7 +232,7 @@ def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:
 
 
 def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | RemoteLarge:
-    found = fetched.get(row.number) if fetched else None
+    found = fetched.get(row.number)
     if found is None:
         return read_small(row)
     if isinstance(found, SourceError):
@@ -234,65 +240,35 @@ def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | Remo
     return found
 
 
-class _Gathered:
-    """Small files that were read and wait to be encoded together. One entry into the compressor serves them all.
-
-    Attributes:
-        size: bytes that wait.
-    """
-
-    def __init__(self, generation: int, compression: Compression) -> None:
-        self.size = 0
-        self._generation = generation
-        self._compression = compression
-        self._rows: list[PlannedRow] = []
-        self._raws: list[bytes] = []
-
-    def add(self, row: PlannedRow, raw: bytes) -> None:
-        self._rows.append(row)
-        self._raws.append(raw)
-        self.size += len(raw)
-
-    def encoded(self) -> list[EncodedRun]:
-        """Encode what waits; none where nothing does."""
-        if not self._rows:
-            return []
-        run = _encode_run(self._rows, self._raws, 0, self._generation, self._compression)
-        self.size, self._rows, self._raws = 0, [], []
-        return [run]
-
-
 def _encode_run(
     rows: Sequence[PlannedRow], raws: Sequence[bytes], flags: int, generation: int, compression: Compression
 ) -> EncodedRun:
     kinds = [_kind_of(row) for row in rows]
-    tried = iter(
-        _encoder_for(compression).encode_many(
-            [raw for raw, kind in zip(raws, kinds, strict=True) if kind.is_worth_trying]
-        )
-    )
+    wanted = [raw for raw, kind in zip(raws, kinds, strict=True) if kind.is_worth_trying]
+    tried = iter(_encoder_for(compression).encode_many(wanted))
     drafts = []
     payloads = []
+    row_bytes = 0
     for row, raw, kind in zip(rows, raws, kinds, strict=True):
         codec, stored = next(tried) if kind.is_worth_trying else (Codec.NONE, raw)
-        payloads.append(stored)
-        drafts.append(
-            draft_row(
-                row.file_id,
-                content_hash(raw),
-                checksum32(stored),
-                codec,
-                flags,
-                len(stored),
-                len(raw),
-                generation,
-                row.created_at,
-                kind.content_type,
-                row.uid.encode(),
-                row.metadata,
-            )
+        draft = draft_row(
+            row.file_id,
+            content_hash(raw),
+            checksum32(stored),
+            codec,
+            flags,
+            len(stored),
+            len(raw),
+            generation,
+            row.created_at,
+            kind.content_type,
+            row.uid.encode(),
+            row.metadata,
         )
-    return EncodedRun.of([row.number for row in rows], drafts, b"".join(payloads))
+        row_bytes += len(draft.encoded)
+        payloads.append(stored)
+        drafts.append(draft)
+    return EncodedRun([row.number for row in rows], drafts, b"".join(payloads), row_bytes, sum(map(len, raws)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,5 +80,6 @@ class _Advance:
         self._last = 0
 
     def past(self, rows: Sequence[PlannedRow]) -> None:
-        self._tell(sum(row.number > self._last for row in rows))
+        is_new = rows[0].number > self._last
+        self._tell(len(rows) if is_new else sum(row.number > self._last for row in rows))
         self._last = max(self._last, rows[-1].number)

@@ -33,6 +33,10 @@ SELECT number, nth FROM (
 """
 
 
+# The rows of a shard lie all over the file.
+_CACHE_KIB = 32 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
     """The rows of one shard: how many, and the bytes the manifest says they have (0 where it says nothing)."""
@@ -69,6 +73,7 @@ class Plan:
         self._connection = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode = OFF")
         self._connection.execute("PRAGMA synchronous = OFF")
+        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._connection.execute(_SCHEMA)
         self._connection.execute("BEGIN")
         self._has_repeated = False

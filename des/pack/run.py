@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
 
-# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together.
-SHARDS_AT_ONCE = 16
+# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. On disks, more threads
+# than that cost more by being in each other's way.
+SHARDS_AT_ONCE = 8
+REMOTE_SHARDS_AT_ONCE = 16
 _PLAN_ROWS = 2_000
 
 
@@ -159,11 +161,12 @@ async def _pack_shards(
     progress: Progress,
     remote: RemoteSources,
 ) -> None:
+    at_once = SHARDS_AT_ONCE if storage.backend == "local" else REMOTE_SHARDS_AT_ONCE
     options = Options(
         compression=job.compression,
         on_conflict=job.on_conflict,
         max_segment_bytes=job.max_segment_bytes,
-        max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
+        max_row_bytes=job.memory // 4 // at_once,
     )
     workshop = Workshop(
         storage=storage,
@@ -171,7 +174,7 @@ async def _pack_shards(
         options=options,
         remote=remote,
         threads=job.threads,
-        batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
+        batches=max(at_once, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
     )
 
@@ -190,4 +193,4 @@ async def _pack_shards(
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 
-    await run_all(pack_one, shards, SHARDS_AT_ONCE)
+    await run_all(pack_one, shards, at_once)

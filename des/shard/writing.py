@@ -160,9 +160,10 @@ class SegmentWriter:
         types, rows = self._types, self._rows
         position, row_bytes = self.size, self.row_bytes
         for draft in drafts:
-            number = types.setdefault(draft.content_type, len(types) + 1) if draft.content_type else 0
+            _, content_type, stored_size, _ = draft
+            number = types.setdefault(content_type, len(types) + 1) if content_type else 0
             row = draft.placed(position, number)
-            position += draft.stored_size
+            position += stored_size
             row_bytes += len(row)
             rows.append(row)
         self.size, self.row_bytes = position, row_bytes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import posixpath
 import random
 import threading
 from typing import TYPE_CHECKING, Literal
@@ -279,3 +280,8 @@ def test_many_at_once_are_stored_as_each_alone(compression: Compression) -> None
     assert encoder.encode_many(raws) == [Encoder(compression).encode(raw) for raw in raws]
     assert encoder.encode_many([b"", b""]) == [(Codec.NONE, b"")] * 2
     assert encoder.encode_many([]) == []
+
+
+@given(st.text("./aZ", max_size=6))
+def test_extensions_are_those_of_the_library(name: str) -> None:
+    assert extension_of(name) == posixpath.splitext(name)[1].lower()
