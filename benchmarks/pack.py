@@ -213,11 +213,13 @@ def main() -> None:
         for path in corpus.directory.rglob("*.*"):
             path.read_bytes()
         module = ["-m", "des.pack"]
-        ways = other_ways(corpus, folder)
+        others = other_ways(corpus, folder)
+        ways = {TAR: others[TAR]}
         ways[DES] = local_way(corpus, folder, DES, module)
         ways[ONE_THREAD] = local_way(corpus, folder, ONE_THREAD, module, "--threads", "1")
         for title, patch in _WITHOUT.items():
             ways[title] = local_way(corpus, folder, title, ["-c", f"{patch}\n{_PACK}"])
+        ways |= others
         if options.only is None or S3 in options.only:
             ways[S3] = s3_way(corpus, folder, stack)
         if options.only is not None:
