@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pack_corpus import Corpus, make_corpus
-from benchmarks.pack_memory import run_measured
+from benchmarks.processes import run_measured
 from benchmarks.tables import Row, print_table
 from des.settings import Settings
 from des.store import open_store
@@ -93,10 +93,10 @@ class Way:
         shutil.rmtree(self.target, ignore_errors=True)
         self.target.unlink(missing_ok=True)
         os.sync()  # what an earlier way left to be written is not this one's
-        wall, cpu, peak = run_measured(*self.command)
-        self.measured.wall.append(wall)
-        self.measured.cpu.append(cpu)
-        self.measured.peak = max(self.measured.peak, peak)
+        used = run_measured(self.command)
+        self.measured.wall.append(used.seconds)
+        self.measured.cpu.append(used.cpu_seconds)
+        self.measured.peak = max(self.measured.peak, used.peak_mib)
         self.measured.size = self.size()
 
 

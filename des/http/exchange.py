@@ -51,6 +51,7 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 _log = logging.getLogger("des.http")
 _access_log = logging.getLogger("des.http.access")
 _HTTP_1 = ("1.1", "1.0")
+_MULTIPLEXED = frozenset({"2", "3"})
 _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -184,7 +185,8 @@ class Exchange:
     def _check(self) -> None:
         if self._scope["http_version"] not in _HTTP_1:
             detail = "This service speaks HTTP/1.1; let a proxy in front of it speak HTTP/2."
-            raise RefusedError(Problem(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, detail))
+            fields = () if self._scope["http_version"] in _MULTIPLEXED else (_CLOSE,)  # RFC 9113 section 8.2.2
+            raise RefusedError(Problem(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, detail, fields))
         size = sum(map(len, self.fields)) + sum(map(len, self.fields.values()))
         size += len(self._scope.get("raw_path") or self._scope["path"]) + len(self._scope["query_string"])
         if size > MAX_HEADER_BYTES:

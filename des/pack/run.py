@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
 
-# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. On disks, more threads
-# than that cost more by being in each other's way.
+# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. More than these cost more
+# by being in each other's way, and each may hold a part of an upload.
 SHARDS_AT_ONCE = 8
-REMOTE_SHARDS_AT_ONCE = 16
 _PLAN_ROWS = 2_000
 
 
@@ -161,12 +160,11 @@ async def _pack_shards(
     progress: Progress,
     remote: RemoteSources,
 ) -> None:
-    at_once = SHARDS_AT_ONCE if storage.backend == "local" else REMOTE_SHARDS_AT_ONCE
     options = Options(
         compression=job.compression,
         on_conflict=job.on_conflict,
         max_segment_bytes=job.max_segment_bytes,
-        max_row_bytes=job.memory // 4 // at_once,
+        max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
     )
     workshop = Workshop(
         storage=storage,
@@ -174,7 +172,7 @@ async def _pack_shards(
         options=options,
         remote=remote,
         threads=job.threads,
-        batches=max(at_once, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
+        batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
     )
 
@@ -193,4 +191,4 @@ async def _pack_shards(
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 
-    await run_all(pack_one, shards, at_once)
+    await run_all(pack_one, shards, SHARDS_AT_ONCE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -81,7 +80,7 @@ async def _open_s3(settings: Settings) -> Storage:
     from des.storage.s3_config import S3Config  # noqa: PLC0415
 
     config = S3Config.from_settings(settings)
-    storage = await open_s3(config, observe=partial(metrics.request_made, config.address))
+    storage = await open_s3(config, observe=metrics.request_observer(config.address))
     try:
         with anyio.move_on_after(_ACCESS_SECONDS):
             await storage.check_access()
@@ -138,7 +137,7 @@ class SourceBuckets:
                 from des.storage.s3_config import S3Config  # noqa: PLC0415
 
                 place = self._settings.model_copy(update={"s3_bucket": bucket, "s3_prefix": ""})
-                observe = partial(metrics.request_made, _SOURCES_PLACE)
+                observe = metrics.request_observer(_SOURCES_PLACE)
                 self._open[bucket] = await open_s3(S3Config.from_settings(place), observe=observe)
             return self._open[bucket]
 
