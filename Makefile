@@ -8,7 +8,7 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench bench-s3 serve clean
+.PHONY: help demo test soak check fmt bench bench-pack bench-s3 serve clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check: $(DEV) ## Lint, formatting and types
 fmt: $(DEV) ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-pack: $(DEV) ## Measure packing beside tar, zip and zipfile, with S3 on this machine
+	$(BIN)/python -m benchmarks.pack
 
 bench: $(DEV) ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
