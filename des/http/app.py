@@ -7,12 +7,10 @@ made, still says so. Without a descriptor it starts: `/health` is 200, `/files` 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
@@ -22,7 +20,7 @@ from des.http.addressing import path_below_files, raw_path
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
 from des.http.limits import RequestLimit
-from des.http.problems import Problem, RefusedError, method_not_allowed, overloaded
+from des.http.problems import overloaded
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Scope
 
     from des.settings import Settings
     from des.storage.opening import Target
@@ -70,29 +68,40 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with open_it() as store:
-            service.attach(store)
-            try:
-                yield
-            finally:
-                service.detach()
+        with metrics.gathering():
+            async with open_it() as store:
+                service.attach(store)
+                try:
+                    yield
+                finally:
+                    service.detach()
 
     limited = [Middleware(RequestLimit, service.limits)]
     probes = _Probes(service)
-    app = Starlette(
+    app = _Application(
+        service,
         routes=[
             _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
             Route("/health", probes.health, methods=["GET"]),
             Route("/ready", probes.ready, methods=["GET"]),
             Route("/metrics", _metrics, methods=["GET"]),
         ],
-        middleware=[Middleware(ExchangeMiddleware, service)],
-        exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+class _Application(Starlette):
+    """Starlette's, without the middlewares that it puts around all routes: the exchange answers whatever goes wrong, routing included."""
+
+    def __init__(self, service: Service, **arguments: Any) -> None:  # noqa: ANN401 - Starlette's own
+        super().__init__(**arguments)
+        self._service = service
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return ExchangeMiddleware(self.router, self._service)
 
 
 class _FilesRoute(Route):
@@ -124,10 +133,3 @@ class _Probes:
 async def _metrics(_request: Request) -> Response:
     body = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
-
-
-async def _refuse(_request: Request, error: Any) -> NoReturn:  # noqa: ANN401 - Starlette hands in what it was registered for
-    """Turn what Starlette's routing raises into a refusal of ours; the exchange answers with its problem."""
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        raise method_not_allowed(sorted(error.headers["Allow"].split(", "))) from error
-    raise RefusedError(Problem(error.status_code, "There is nothing at this path.")) from error

@@ -16,7 +16,8 @@ Cancelling is the task's own (`Task.cancel`, and `uncancel` where it ends here, 
 and a timeout around each `send` would cost a tenth of a small answer.
 
 To know that a client left, somebody has to wait for `receive`, in a task of its own. That costs more than most answers, so
-it begins only when an answer has taken `WATCH_AFTER` seconds, or when content is on its way.
+it begins only when an answer has taken `WATCH_AFTER` seconds, or when content is on its way. A timer for each answer costs too
+much, too: one patrol goes by all that are under way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
+
+from starlette.exceptions import HTTPException
 
 from des import metrics
 from des.errors import DESError
@@ -62,11 +65,12 @@ _LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
 class ExchangeMiddleware:
     """The outermost middleware."""
 
-    __slots__ = ("_app", "_service")
+    __slots__ = ("_app", "_patrol", "_service")
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         """Wrap the application."""
         self._app, self._service = app, service
+        self._patrol = _Patrol()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; pass on what is none."""
@@ -76,7 +80,7 @@ class ExchangeMiddleware:
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app)
+        await exchange.answer(self._app, self._patrol)
 
 
 class Exchange:
@@ -121,12 +125,12 @@ class Exchange:
         self._sent_bytes = 0
         self._trouble = ""
 
-    async def answer(self, app: ASGIApp) -> None:
+    async def answer(self, app: ASGIApp, patrol: _Patrol) -> None:
         """Let the application answer, and see to it that there is an answer or a broken connection."""
         if self._has_content():
-            self._watch()
+            self.watch()
         else:
-            self._timer = self._loop.call_later(WATCH_AFTER, self._watch)
+            patrol.enter(self, self._loop)
         try:
             try:
                 self._check()
@@ -138,6 +142,7 @@ class Exchange:
                 raise  # the server's doing, not ours
             self._task.uncancel()
         finally:
+            patrol.leave(self)
             if self._timer:
                 self._timer.cancel()
             if self._listener:
@@ -195,7 +200,8 @@ class Exchange:
 
     # ---- while it works -----------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Begin to look after the client: whether it is there, and takes something."""
         self._listener = self._loop.create_task(self._listen())
         self._check_progress()
 
@@ -233,7 +239,7 @@ class Exchange:
             await send_problem(self.send, problem, self.request_id)
 
     def _report(self, error: Exception, problem: Problem) -> None:
-        if isinstance(error, RefusedError):
+        if isinstance(error, RefusedError | HTTPException):
             return
         if not isinstance(error, DESError):
             _log.error("request %s failed unexpectedly", self.request_id, exc_info=error)
@@ -257,6 +263,32 @@ class Exchange:
         if self._trouble:
             entry["trouble"] = self._trouble
         _access_log.info("%s", _AccessLine(entry), extra={"fields": entry})
+
+
+class _Patrol:
+    """Begins to watch the exchanges that last, between one and two times `WATCH_AFTER` after they began."""
+
+    __slots__ = ("_due", "_new", "_timer")
+
+    def __init__(self) -> None:
+        self._new: set[Exchange] = set()
+        self._due: set[Exchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        self._new.add(exchange)
+        if self._timer is None:
+            self._timer = loop.call_later(WATCH_AFTER, self._go_by, loop)
+
+    def leave(self, exchange: Exchange) -> None:
+        self._new.discard(exchange)
+        self._due.discard(exchange)
+
+    def _go_by(self, loop: asyncio.AbstractEventLoop) -> None:
+        for exchange in self._due:
+            exchange.watch()
+        self._due, self._new = self._new, set()
+        self._timer = loop.call_later(WATCH_AFTER, self._go_by, loop) if self._due else None
 
 
 class _AccessLine:

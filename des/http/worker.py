@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -114,6 +115,8 @@ async def serve_until(
     async with app.router.lifespan_context(app):
         connections = _Connections(app, listener, settings.http_send_timeout)
         connections.listen()
+        gc.collect()
+        gc.freeze()  # what is there stays: collections need not walk through it again and again
         try:
             if on_ready:
                 on_ready()

@@ -221,6 +221,7 @@ class Store:
         identifier = file_id(name)
         now = time.monotonic()
         if now >= self._yields_at:
+            self._yields_at = now + _LONGEST_HOLD  # whoever comes while this one yields need not
             await anyio.lowlevel.checkpoint()
             self._yields_at = time.monotonic() + _LONGEST_HOLD
         if as_of is None:
