@@ -22,6 +22,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -30,20 +31,26 @@ from multiprocessing import parent_process
 from typing import TYPE_CHECKING
 
 import anyio
+import h11
 import uvloop
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from des.http.dates import format_http_date
-from des.http.exchange import ABORT_KEY, MAX_HEADER_BYTES
+from des.http.exchange import ABORT_KEY, AT_ONCE_KEY, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.applications import Starlette
 
+    from des.http.problems import Header
     from des.settings import Settings
 
 BACKLOG = 2048
@@ -52,6 +59,10 @@ ACCEPT_PAUSE = 1.0
 LINGER = 0.5
 KEEP_ALIVE = 75.0  # longer than a load balancer keeps its end, usually 60 s, so that it is the one that closes
 WATCHDOG_GRACE = 3.0
+
+_FRAMING_FIELDS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+# RFC 9110 sections 5.1 and 5.5
+_FIELD_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9a-z-]+: (?:[\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*)?\r\n)*")
 
 _log = logging.getLogger(__name__)
 
@@ -188,9 +199,10 @@ class _Connections:
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client)
         connection = _Connection(transport, protocol, reader, self._loop, self._linger)
-        state = {ABORT_KEY: transport.abort}
+        state: dict[str, object] = {ABORT_KEY: transport.abort}
         server = TCPServer(self._app, self._loop, self._config, self._context, state, reader, connection)
         server.idle_task = connection  # type: ignore[assignment]  # it has the two methods that are called
+        state[AT_ONCE_KEY] = _AtOnce(server)
         self._open.add(connection)
         try:
             await server
@@ -215,6 +227,52 @@ class _Connections:
             connection.transport.abort()
         with anyio.move_on_after(LINGER):
             await self._all_ended.wait()
+
+
+class _AtOnce:
+    """Sends a whole answer.
+
+    hypercorn takes an answer apart into header, body and end, each of which passes through five layers; this does with
+    its protocol's h11 connection what they do in the end. h11 is told of the fields that frame the message and writes those;
+    the others are checked all together and put behind.
+    """
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: TCPServer) -> None:
+        self._server = server
+
+    async def __call__(self, status: int, headers: list[Header], body: bytes) -> None:
+        server = self._server
+        protocol = server.protocol.protocol
+        stream = protocol.stream if isinstance(protocol, H11Protocol) else None
+        if not isinstance(protocol, H11Protocol) or not isinstance(stream, HTTPStream):
+            return  # the client is gone
+        connection = protocol.connection
+        framing = [field for field in headers if field[0] in _FRAMING_FIELDS]
+        if protocol.keep_alive_requests >= server.config.keep_alive_max_requests:
+            framing.append((b"connection", b"close"))
+        others = [b"%s: %s\r\n" % field for field in headers if field[0] not in _FRAMING_FIELDS]
+        others += [b"%s: %s\r\n" % field for field in server.config.response_headers("h11")]
+        lines = b"".join(others)
+        if not _FIELD_LINES.fullmatch(lines):
+            raise ValueError("a field of the answer cannot be sent as it is")
+        try:
+            parts = [connection.send(h11.Response(status_code=status, headers=framing))[:-2], lines, b"\r\n"]
+            if body:
+                parts.append(connection.send(h11.Data(data=body)))
+            connection.send(h11.EndOfMessage())
+        except h11.LocalProtocolError:
+            if connection.their_state is not h11.ERROR:
+                raise
+        else:
+            try:
+                server.writer.writelines(parts)
+                await server.writer.drain()
+            except (ConnectionError, RuntimeError):
+                await protocol.handle(Closed())
+        stream.state = ASGIHTTPState.CLOSED
+        await stream.send(StreamClosed(stream_id=stream.stream_id))
 
 
 class _Connection(asyncio.StreamWriter):

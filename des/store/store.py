@@ -30,7 +30,7 @@ from des.errors import (
     ObjectNotFoundError,
     StorageUnavailableError,
 )
-from des.routing import CreatedAt, Uid, date_dir, file_id, normalize_uid, parse_created_at
+from des.routing import CreatedAt, Uid, day_of, file_id, normalize_uid
 from des.shard.chunking import SeekTable
 from des.shard.layout import Codec
 from des.shard.writing import content_hash
@@ -217,7 +217,7 @@ class Store:
 
     async def _find(self, uid: Uid, created_at: CreatedAt, as_of: float | None = None) -> FoundFile:
         name = normalize_uid(uid)
-        day = date_dir(parse_created_at(created_at))
+        day = day_of(created_at)
         identifier = file_id(name)
         now = time.monotonic()
         if now >= self._yields_at:
