@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench serve clean
+.PHONY: help demo test soak check fmt bench bench-http serve clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +21,10 @@ $(RUNTIME): pyproject.toml deploy/constraints.txt
 
 $(DEV): $(RUNTIME)
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(BENCH): $(DEV)
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
@@ -42,6 +47,9 @@ fmt: $(DEV) ## Format, and mend what the linter can mend
 
 bench: $(DEV) ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+bench-http: $(BENCH) ## Measure the HTTP service beside nginx, Starlette and FastAPI (needs wrk)
+	$(BIN)/python -m benchmarks.http
 
 serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
 	$(BIN)/des serve

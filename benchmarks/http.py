@@ -36,13 +36,13 @@ import psutil
 from benchmarks.http_servers import DAY, SIZES, content_of, uids
 from benchmarks.tables import Row, print_table
 from des import open_store
-from des.settings import Settings
 from tests.servers.processes import free_ports
 from tests.servers.s3_servers import run_seaweedfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from des.settings import Settings
     from tests.servers.s3_servers import S3Server
 
 CONNECTIONS = 32
@@ -270,7 +270,7 @@ def ratios(case: Case, results: dict[tuple[str, str], Measured]) -> list[Row]:
     for server in case.servers[1:]:
         theirs = results[case.name, server.name].cpu_us
         ratio = statistics.median(there / here for here, there in zip(ours, theirs, strict=True))
-        rows.append(Row(f"{case.name}: beside {server.name}", ratio, "×", BUDGETS[server.name], at_least=True))
+        rows.append(Row(f"{case.name}: beside {server.name}", ratio, "", BUDGETS[server.name], at_least=True))
     return rows
 
 
@@ -280,6 +280,35 @@ def figures(cases: list[Case], results: dict[tuple[str, str], Measured], name: s
         for case in cases
         for server in case.servers
     ]
+
+
+def run(options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Measure, and return the tables' rows."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="des-http-")))
+        cases: list[Case] = []
+        if options.only != "s3":
+            cases += local_cases(stack, folder, options.log_level)
+        if options.only != "local":
+            cases += s3_cases(stack, folder, options.log_level)
+        turns = [(case, server) for case in cases for server in case.servers]
+        results = {(case.name, server.name): Measured() for case, server in turns}
+        for case, server in turns:
+            measure(server, case.size, 1, folder, Measured())
+        machine, began, used = psutil.cpu_times(), time.perf_counter(), 0.0
+        for _ in range(options.rounds):
+            for case, server in turns:
+                used += measure(server, case.size, options.seconds, folder, results[case.name, server.name])
+        idle = psutil.cpu_times().idle - machine.idle
+        wall = (time.perf_counter() - began) * (psutil.cpu_count() or 1)
+    print(f"The servers used {used / wall:.0%} of the machine, wrk, storage and others {1 - (used + idle) / wall:.0%}.")
+    return {
+        "requests per server CPU second, as a ratio": [row for case in cases for row in ratios(case, results)],
+        "server CPU per request": figures(cases, results, "cpu_us", "µs"),
+        "requests a second": figures(cases, results, "rate", "1/s"),
+        "latency, median": figures(cases, results, "p50_ms", "ms"),
+        "latency, 99th percentile": figures(cases, results, "p99_ms", "ms"),
+    }
 
 
 def main() -> None:
@@ -292,35 +321,9 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("there is no wrk here; install it (Debian: apt-get install wrk).")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="des-http-")))
-        cases: list[Case] = []
-        if options.only != "s3":
-            cases += local_cases(stack, folder, options.log_level)
-        if options.only != "local":
-            cases += s3_cases(stack, folder, options.log_level)
-        results = {(case.name, server.name): Measured() for case in cases for server in case.servers}
-        for case in cases:
-            for server in case.servers:
-                measure(server, case.size, 1, folder, Measured())
-        machine, began, used = psutil.cpu_times(), time.perf_counter(), 0.0
-        for _ in range(options.rounds):
-            for case in cases:
-                for server in case.servers:
-                    used += measure(server, case.size, options.seconds, folder, results[case.name, server.name])
-        idle = psutil.cpu_times().idle - machine.idle
-        wall = (time.perf_counter() - began) * (psutil.cpu_count() or 1)
-    budgets = [row for case in cases for row in ratios(case, results)]
-    tables = {
-        "requests per server CPU second, as a ratio": budgets,
-        "server CPU per request": figures(cases, results, "cpu_us", "µs"),
-        "requests a second": figures(cases, results, "rate", "1/s"),
-        "latency, median": figures(cases, results, "p50_ms", "ms"),
-        "latency, 99th percentile": figures(cases, results, "p99_ms", "ms"),
-    }
+    tables = run(options)
     for title, rows in tables.items():
         print_table(title, rows)
-    print(f"The servers used {used / wall:.0%} of the machine, wrk, storage and others {1 - (used + idle) / wall:.0%}.")
     if options.json:
         options.json.write_text(
             json.dumps({title: [row.to_dict() for row in rows] for title, rows in tables.items()}, indent=1)

@@ -16,9 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from des import metrics
+from des.http.access import OPEN_PATHS, AccessControl, kept_fresh
 from des.http.addressing import path_below_files, raw_path
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
+from des.http.keys import KeysFile
 from des.http.limits import RequestLimit
 from des.http.problems import overloaded
 from des.http.service import Service
@@ -57,7 +59,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     """Return the service over a store that is opened when the server starts and closed when it ends.
 
     Args:
-        settings: limits, times and headers.
+        settings: limits, times and headers; with `http_admin_port`, probes and metrics are an application of their own, `app.state.admin`.
         open_it: opens the store.
 
     Raises:
@@ -65,11 +67,14 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     """
     metrics.activate()
     service = Service(settings)
+    keys = None if settings.http_api_keys_file is None else KeysFile(settings.http_api_keys_file)
+    has_admin_port = settings.http_admin_port is not None
+    access = AccessControl(keys, open_paths=() if has_admin_port else OPEN_PATHS) if keys else None
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         with metrics.gathering():
-            async with open_it() as store:
+            async with kept_fresh(keys), open_it() as store:
                 service.attach(store)
                 try:
                     yield
@@ -78,30 +83,35 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
 
     limited = [Middleware(RequestLimit, service.limits)]
     probes = _Probes(service)
+    probing = [
+        Route("/health", probes.health, methods=["GET"]),
+        Route("/ready", probes.ready, methods=["GET"]),
+        Route("/metrics", _metrics, methods=["GET"]),
+    ]
     app = _Application(
         service,
+        access,
         routes=[
             _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
-            Route("/health", probes.health, methods=["GET"]),
-            Route("/ready", probes.ready, methods=["GET"]),
-            Route("/metrics", _metrics, methods=["GET"]),
+            *([] if has_admin_port else probing),
         ],
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False
     app.state.service = service
+    app.state.admin = _Application(service, None, routes=probing) if has_admin_port else None
     return app
 
 
 class _Application(Starlette):
     """Starlette's, without the middlewares that it puts around all routes: the exchange answers whatever goes wrong, routing included."""
 
-    def __init__(self, service: Service, **arguments: Any) -> None:  # noqa: ANN401 - Starlette's own
+    def __init__(self, service: Service, access: AccessControl | None, **arguments: Any) -> None:  # noqa: ANN401 - Starlette's own
         super().__init__(**arguments)
-        self._service = service
+        self.router.redirect_slashes = False
+        self._service, self._access = service, access
 
     def build_middleware_stack(self) -> ASGIApp:
-        return ExchangeMiddleware(self.router, self._service)
+        return ExchangeMiddleware(self.router, self._service, self._access)
 
 
 class _FilesRoute(Route):

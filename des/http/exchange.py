@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from des.http.access import AccessControl
     from des.http.problems import Header
     from des.http.service import Service
 
@@ -71,11 +72,11 @@ _LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
 class ExchangeMiddleware:
     """The outermost middleware."""
 
-    __slots__ = ("_app", "_patrol", "_service")
+    __slots__ = ("_access", "_app", "_patrol", "_service")
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the application."""
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, access: AccessControl | None) -> None:
+        """Wrap the application; without `access` everybody may do everything."""
+        self._app, self._service, self._access = app, service, access
         self._patrol = _Patrol()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +87,7 @@ class ExchangeMiddleware:
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app, self._patrol)
+        await exchange.answer(self._app, self._patrol, self._access)
 
 
 class Exchange:
@@ -131,7 +132,7 @@ class Exchange:
         self._sent_bytes = 0
         self._trouble = ""
 
-    async def answer(self, app: ASGIApp, patrol: _Patrol) -> None:
+    async def answer(self, app: ASGIApp, patrol: _Patrol, access: AccessControl | None) -> None:
         """Let the application answer, and see to it that there is an answer or a broken connection."""
         if self._has_content():
             self.watch()
@@ -140,6 +141,8 @@ class Exchange:
         try:
             try:
                 self._check()
+                if access:
+                    access.decide(self._scope, self.fields, self.request_id)
                 await app(self._scope, self._receive, self.send)
             except Exception as error:  # noqa: BLE001 - the last line of defence: reported, and answered or broken off
                 await self._fail(error)

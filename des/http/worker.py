@@ -68,7 +68,11 @@ _log = logging.getLogger(__name__)
 
 
 def run_worker(
-    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None = None
+    app: Starlette,
+    listener: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], object] | None = None,
+    admin_listener: socket.socket | None = None,
 ) -> None:
     """Serve until the process is told to end.
 
@@ -77,13 +81,18 @@ def run_worker(
         listener: a bound socket; several workers may share it. It is closed in the end.
         settings: as for `serve_until`.
         on_ready: called once requests are answered.
+        admin_listener: the same for probes and metrics, where they have a port of their own.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(app, listener, settings, on_ready))
+        runner.run(_serve(app, listener, settings, on_ready, admin_listener))
 
 
 async def _serve(
-    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None
+    app: Starlette,
+    listener: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], object] | None,
+    admin_listener: socket.socket | None,
 ) -> None:
     told_to_end = anyio.Event()
 
@@ -101,7 +110,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, end)
     try:
-        await serve_until(told_to_end, app, listener, settings, on_ready)
+        await serve_until(told_to_end, app, listener, settings, on_ready, admin_listener)
     finally:
         if parent is not None:
             loop.remove_reader(parent.sentinel)
@@ -113,6 +122,7 @@ async def serve_until(
     listener: socket.socket,
     settings: Settings,
     on_ready: Callable[[], object] | None = None,
+    admin_listener: socket.socket | None = None,
 ) -> None:
     """Serve on the running event loop until an event, then drain.
 
@@ -122,10 +132,14 @@ async def serve_until(
         listener: a bound socket, closed at once when the end begins.
         settings: `http_drain`, `http_send_timeout`, seconds.
         on_ready: called once requests are answered.
+        admin_listener: for probes and metrics, which are answered until the drain is over.
     """
     async with app.router.lifespan_context(app):
         connections = _Connections(app, listener, settings.http_send_timeout)
         connections.listen()
+        admin = _Connections(app.state.admin, admin_listener, settings.http_send_timeout) if admin_listener else None
+        if admin:
+            admin.listen()
         gc.collect()
         gc.freeze()  # what is there stays: collections need not walk through it again and again
         try:
@@ -136,6 +150,9 @@ async def serve_until(
         finally:
             connections.stop_listening()
         await connections.drain(settings.http_drain)
+        if admin:
+            admin.stop_listening()
+            await admin.drain(0)
 
 
 def _end_hard() -> None:
