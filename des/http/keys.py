@@ -95,13 +95,13 @@ class Keyring:
         """
         api_keys: dict[str, Key] = {}
         signing_keys: dict[str, Key] = {}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             try:
                 key = _parse_key(json.loads(line))
             except (ValueError, RecursionError) as error:
-                reason = "it is no JSON." if isinstance(error, json.JSONDecodeError) else error
+                reason = "it is no JSON." if isinstance(error, json.JSONDecodeError | RecursionError) else error
                 raise SettingsError(f"line {number} of the keys file is not understood: {reason}") from error
             if key.key_id in api_keys or key.key_id in signing_keys:
                 raise SettingsError(f"line {number} of the keys file repeats the id {key.key_id!r}.")
