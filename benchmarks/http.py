@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -147,7 +146,7 @@ def wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: 
                 if reply.read() != content_of(uid):
                     sys.exit(f"{server.name} gives other bytes")
                 return
-        except urllib.error.URLError as error:
+        except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"{server.name} does not serve: {error}; {log.read_text() if log else ''}")
             time.sleep(0.1)
