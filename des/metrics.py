@@ -20,7 +20,7 @@ import os
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
@@ -133,7 +133,9 @@ class _Registry:
     def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
         if not self._counts:
             return
-        key = (instrument.name, labels)
+        self.add_to((instrument.name, labels), amount)
+
+    def add_to(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
         if self._loop is None or self._thread != get_ident():
             self._count(key, amount)
             return
@@ -178,6 +180,8 @@ class _Registry:
 
 
 _registry = _Registry()
+_IN_FLIGHT_KEY: Final = (IN_FLIGHT.name, ())
+_BYTES_OUT_KEY: Final = (BYTES_OUT.name, ())
 
 
 def activate() -> None:
@@ -245,7 +249,8 @@ def retrieval_done(backend: str, status: Status, seconds: float) -> None:
 
 def requests_in_flight(change: int) -> None:
     """Count HTTP requests in (1) and out (-1)."""
-    _registry.add(IN_FLIGHT, change)
+    if _registry.is_active:
+        _registry.add_to(_IN_FLIGHT_KEY, change)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:
@@ -255,7 +260,8 @@ def request_shed(limit: Literal["requests", "bytes"]) -> None:
 
 def bytes_out(count: int) -> None:
     """Count bytes of an HTTP body."""
-    _registry.add(BYTES_OUT, count)
+    if _registry.is_active:
+        _registry.add_to(_BYTES_OUT_KEY, count)
 
 
 def files_packed(status: str, count: int) -> None:
@@ -356,6 +362,8 @@ class MeteredStorage(StorageWrapper):
         """Count the calls on `inner`; only its range calls where it reports its requests itself."""
         super().__init__(inner)
         self._counts_requests = not reports_requests
+        self._read_key = (STORAGE_REQUESTS.name, (self.address, "read_range", "ok"))
+        self._bytes_key = (STORAGE_BYTES.name, (self.address, "read"))
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
@@ -383,8 +391,9 @@ class MeteredStorage(StorageWrapper):
         except DESError as error:
             self._ended("read_range", _outcome(error))
             raise
-        self._ended("read_range")
-        self._moved("read", len(data))
+        if self._counts_requests and _registry.is_active:
+            _registry.add_to(self._read_key, 1)
+            _registry.add_to(self._bytes_key, len(data))
         return data
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:

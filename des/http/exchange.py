@@ -288,7 +288,11 @@ class Exchange:
         }
         if self._trouble:
             entry["trouble"] = self._trouble
-        _access_log.info("%s", _AccessLine(entry), extra={"fields": entry})
+        # What `info` does, less the search for the line of code that called it.
+        record = _access_log.makeRecord(
+            _access_log.name, logging.INFO, "", 0, "%s", (_AccessLine(entry),), None, extra={"fields": entry}
+        )
+        _access_log.handle(record)
 
 
 class _Patrol:

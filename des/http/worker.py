@@ -266,14 +266,9 @@ class _AtOnce:
         if not isinstance(protocol, H11Protocol) or not isinstance(stream, HTTPStream):
             return  # the client is gone
         connection = protocol.connection
-        framing = [field for field in headers if field[0] in _FRAMING_FIELDS]
+        framing, lines = _parted(headers, server.config.response_headers("h11"))
         if protocol.keep_alive_requests >= server.config.keep_alive_max_requests:
             framing.append((b"connection", b"close"))
-        others = [b"%s: %s\r\n" % field for field in headers if field[0] not in _FRAMING_FIELDS]
-        others += [b"%s: %s\r\n" % field for field in server.config.response_headers("h11")]
-        lines = b"".join(others)
-        if not _FIELD_LINES.fullmatch(lines):
-            raise ValueError("a field of the answer cannot be sent as it is")
         try:
             parts = [connection.send(h11.Response(status_code=status, headers=framing))[:-2], lines, b"\r\n"]
             if body:
@@ -290,6 +285,21 @@ class _AtOnce:
                 await protocol.handle(Closed())
         stream.state = ASGIHTTPState.CLOSED
         await stream.send(StreamClosed(stream_id=stream.stream_id))
+
+
+def _parted(headers: list[Header], more: list[Header]) -> tuple[list[Header], bytes]:
+    """Return the fields that frame a message, and the lines of all others, checked."""
+    framing, others = [], []
+    for field in headers:
+        if field[0] in _FRAMING_FIELDS:
+            framing.append(field)
+        else:
+            others.append(b"%s: %s\r\n" % field)
+    others += [b"%s: %s\r\n" % field for field in more]
+    lines = b"".join(others)
+    if not _FIELD_LINES.fullmatch(lines):
+        raise ValueError("a field of the answer cannot be sent as it is")
+    return framing, lines
 
 
 class _Connection(asyncio.StreamWriter):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 AT = f"created_at={DAY[:4]}-{DAY[4:6]}-{DAY[6:]}"
 FILES = {"mail/a": b"a mail", "mail": b"no mail", "secret": b"a secret", "mail/ü": b"umlaut"}
-ALL = {"actions": ["read", "list", "batch"]}
+ALL: dict[str, object] = {"actions": ["read", "list", "batch"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,15 @@ class Guarded:
 async def guarding(storage: RecordingStorage, folder: Path) -> AsyncIterator[Guarded]:
     await make_store(storage, FILES)
     tokens, lines = {}, []
-    for name, limits in {
+    grants: dict[str, dict[str, object]] = {
         "all": ALL,
         "reader": {"actions": ["read"]},
         "lister": {"actions": ["list"]},
         "mail": {**ALL, "prefixes": ["mail/"]},
         "old": {**ALL, "expires": "2020-01-01"},
         "slow": {**ALL, "rate": 0.001},
-    }.items():
+    }
+    for name, limits in grants.items():
         tokens[name], line = new_api_key(name, limits)
         lines.append(line)
     lines += [new_signing_key("web", {}), new_signing_key("mails", {"prefixes": ["mail/"]})]
