@@ -238,3 +238,27 @@ print(shown())
     first, second = run(code).splitlines()
     assert first == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 2.0']"
     assert second == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 0.0']"
+
+
+OUT = "des_http_bytes_out_total"
+
+
+async def test_what_is_gathered_is_counted_once_a_turn_and_at_the_end(grown: Growth) -> None:
+    with metrics.gathering():
+        metrics.bytes_out(3)
+        metrics.bytes_out(4)
+        metrics.requests_in_flight(1)
+        metrics.requests_in_flight(-1)
+        assert grown[OUT] == 0
+        await asyncio.sleep(0)
+        assert grown[OUT] == 7
+        with metrics.gathering():
+            metrics.bytes_out(1)
+        await asyncio.sleep(0)
+        assert grown[OUT] == 8
+        await asyncio.to_thread(metrics.bytes_out, 2)
+        assert grown[OUT] == 10, "another thread counts at once"
+        metrics.bytes_out(5)
+    assert grown[OUT] == 15
+    metrics.bytes_out(1)
+    assert grown[OUT] == 16
