@@ -19,6 +19,7 @@ import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -26,7 +27,7 @@ from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -324,6 +325,11 @@ def metered(storage: Storage, *, reports_requests: bool = False) -> Storage:
         reports_requests: it reports each of its requests by `request_made` itself, retries included.
     """
     return MeteredStorage(storage, reports_requests=reports_requests) if _registry.is_active else storage
+
+
+def request_observer(place: str) -> Callable[[RequestRecord], None] | None:
+    """Return what counts the requests that a storage reports itself; None where nobody counts."""
+    return partial(request_made, place) if _registry.is_active else None
 
 
 def request_made(place: str, record: RequestRecord) -> None:

@@ -14,7 +14,6 @@ from des.routing import (
     CreatedAt,
     Uid,
     date_dir,
-    day_of,
     file_id,
     head_key,
     locate_shard,
@@ -233,7 +232,6 @@ def test_times(created_at: CreatedAt, expected: datetime) -> None:
     assert instant == expected
     assert instant.tzinfo is UTC
     assert locate_shard("a", created_at).date_dir == f"{expected.year:04}{expected.month:02}{expected.day:02}"
-    assert day_of(created_at) == date_dir(expected)
 
 
 @pytest.mark.parametrize(
@@ -306,8 +304,6 @@ def test_times_that_are_refused(created_at: CreatedAt, sentence: str) -> None:
         parse_created_at(created_at)
     with pytest.raises(InvalidRequestError, match=sentence or "created_at"):
         locate_shard("a", created_at)
-    with pytest.raises(InvalidRequestError, match=sentence or "created_at"):
-        day_of(created_at)
 
 
 def test_a_long_bad_time_is_not_echoed_whole() -> None:

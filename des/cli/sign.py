@@ -11,7 +11,7 @@ import click
 from des.cli.options import file_arguments
 from des.console import write_line
 from des.errors import SettingsError
-from des.routing import day_of, normalize_uid
+from des.routing import normalize_uid, parse_created_at
 from des.settings import Settings
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -48,7 +48,7 @@ def sign(
     from des.http.keys import KeysFile  # noqa: PLC0415 - the web framework, for this verb alone
     from des.http.signing import file_target, sign  # noqa: PLC0415
 
-    day_of(created_at)
+    parse_created_at(created_at)
     path, query = file_target(normalize_uid(uid), created_at, download)
     key_file = key_file or Settings().http_api_keys_file
     if key_file is None:

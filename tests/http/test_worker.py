@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import pytest
-
 from des.http import files
 from tests.http.live import request, running
 from tests.making import DAY, make_store
@@ -37,7 +35,7 @@ async def test_answers_of_one_connection_are_framed_each(storage: RecordingStora
     bodies = [part.partition(b"\r\n\r\n")[2] for part in raw.split(b"HTTP/1.1 ")[1:]]
     assert bodies == [b"", b"", b"", bytes(3), bytes(files.SLICE_BYTES), b"", b"content"]
     assert raw.count(b"\r\ndate: ") == len(heads)
-    assert raw.count(b"\r\nconnection: close\r\n") == 1
+    assert raw.lower().count(b"\r\nconnection: close\r\n") == 1
 
 
 async def test_a_connection_ends_after_so_many_requests_and_says_so(storage: RecordingStorage) -> None:
@@ -46,14 +44,4 @@ async def test_a_connection_ends_after_so_many_requests_and_says_so(storage: Rec
         raw = await server.send(request(TARGET, method="HEAD", last=False) * 1100)
     answers = raw.split(b"HTTP/1.1 ")[1:]
     assert len(answers) <= 1001
-    assert [b"connection: close" in answer for answer in answers] == [False] * (len(answers) - 1) + [True]
-
-
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_a_connection_is_kept_only_where_its_version_does(storage: RecordingStorage, version: str) -> None:
-    await make_store(storage, {"small": b"content"})
-    async with running(storage) as server:
-        one = f"GET {TARGET} HTTP/{version}\r\nHost: test\r\n\r\n".encode()
-        last = one.replace(b"Host", b"Connection: close\r\nHost")
-        raw = await server.send(one + last)
-    assert raw.count(b"HTTP/1.1 200") == (1 if version == "1.0" else 2)
+    assert [b"connection: close" in answer.lower() for answer in answers] == [False] * (len(answers) - 1) + [True]
