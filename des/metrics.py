@@ -10,7 +10,8 @@ Rules:
    That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
 5. Storage is metered below the retries, so that every attempt counts.
 6. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
-   and handed to the instruments once a turn of the event loop, so that a busy service pays once for many requests.
+   and handed to the instruments `GATHER_SECONDS` later, so that a busy service pays once for many requests. A scrape may lack what
+   other workers counted since; its own worker settles first.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+GATHER_SECONDS = 0.05
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -142,7 +144,7 @@ class _Registry:
             return
         gathered = self._gathered
         if not gathered:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_later(GATHER_SECONDS, self.hand_over)
         gathered[key] = gathered.get(key, 0) + amount
 
     def _count(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
@@ -153,7 +155,7 @@ class _Registry:
             child = self._count_children[key] = family.labels(*labels) if labels else family
         child.inc(amount)
 
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
         gathered, self._gathered = self._gathered, {}
         for key, amount in gathered.items():
             self._count(key, amount)
@@ -168,7 +170,7 @@ class _Registry:
             yield
         finally:
             self._loop = None
-            self._hand_over()
+            self.hand_over()
 
     def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
         if not self._times:
@@ -195,6 +197,11 @@ def gathering() -> Iterator[None]:
     """Count in the running event loop with less effort, see rule 6, until the context ends."""
     with _registry.gathering():
         yield
+
+
+def settle() -> None:
+    """Hand over what was gathered; in the event loop that gathers."""
+    _registry.hand_over()
 
 
 def exposition() -> bytes:

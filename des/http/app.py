@@ -141,5 +141,6 @@ class _Probes:
 
 
 async def _metrics(_request: Request) -> Response:
+    metrics.settle()
     body = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
