@@ -16,19 +16,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from des import metrics
+from des.http import openapi
 from des.http.access import OPEN_PATHS, AccessControl, kept_fresh
-from des.http.addressing import path_below_files, raw_path
+from des.http.addressing import names_listing, path_below_files, raw_path
+from des.http.batch import BatchEndpoint, takes_content
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
 from des.http.keys import KeysFile
 from des.http.limits import RequestLimit
+from des.http.listings import FilesOfDayEndpoint, ShardsOfDayEndpoint
 from des.http.problems import overloaded
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -84,15 +87,21 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     limited = [Middleware(RequestLimit, service.limits)]
     probes = _Probes(service)
     probing = [
-        Route("/health", probes.health, methods=["GET"]),
-        Route("/ready", probes.ready, methods=["GET"]),
-        Route("/metrics", _metrics, methods=["GET"]),
+        _route(openapi.HEALTH, probes.health),
+        _route(openapi.READY, probes.ready),
+        _route(openapi.METRICS, _metrics),
     ]
     app = _Application(
         service,
         access,
         routes=[
-            _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
+            _FilesRoute(openapi.FILE.path, FileEndpoint(service), methods=openapi.FILE.methods, middleware=limited),
+            _FilesOfDayRoute(
+                openapi.FILES.path, FilesOfDayEndpoint(service), methods=openapi.FILES.methods, middleware=limited
+            ),
+            _route(openapi.SHARDS, ShardsOfDayEndpoint(service), limited),
+            _route(openapi.BATCH, BatchEndpoint(service), limited),
+            _route(openapi.OPENAPI, _openapi),
             *([] if has_admin_port else probing),
         ],
         lifespan=lifespan,
@@ -100,6 +109,10 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     app.state.service = service
     app.state.admin = _Application(service, None, routes=probing) if has_admin_port else None
     return app
+
+
+def _route(operation: openapi.Operation, endpoint: Callable[..., Any], middleware: Sequence[Middleware] = ()) -> Route:
+    return Route(operation.path, endpoint, methods=operation.methods, middleware=middleware)
 
 
 class _Application(Starlette):
@@ -111,7 +124,7 @@ class _Application(Starlette):
         self._service, self._access = service, access
 
     def build_middleware_stack(self) -> ASGIApp:
-        return ExchangeMiddleware(self.router, self._service, self._access)
+        return ExchangeMiddleware(self.router, self._service, takes_content, self._access)
 
 
 class _FilesRoute(Route):
@@ -119,9 +132,19 @@ class _FilesRoute(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
-        if below_files is None:
+        if below_files is None or (not below_files and names_listing(scope["query_string"])):
             return Match.NONE, {}
         return Match.FULL, {"endpoint": self.endpoint, "path_params": {"below_files": below_files}}
+
+
+class _FilesOfDayRoute(Route):
+    """`/files` as a listing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
+        if below_files != b"":
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
 
 
 class _Probes:
@@ -144,3 +167,7 @@ async def _metrics(_request: Request) -> Response:
     metrics.settle()
     body = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
+
+
+async def _openapi(_request: Request) -> Response:
+    return JSONResponse(openapi.document())

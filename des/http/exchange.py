@@ -9,7 +9,8 @@ Rules:
 4. Whatever goes wrong before the first byte is answered by a problem. After it the body is left unfinished, so that the
    server breaks the connection and the client notices; an answer never ends well that is not whole.
 5. A client that leaves cancels the work for it. Each `send` has a deadline: a client that takes nothing for that long is let go.
-6. Content of a request is thrown away as it comes, unread: no endpoint takes any, and what nobody reads would block the server.
+6. Content of a request is thrown away as it comes, unless its endpoint takes it: what nobody reads would block the server. An endpoint
+   takes it whole, within a size and `request_timeout`, before it does anything else.
 7. While the service drains, every answer asks the client to close the connection.
 8. An answer that is there as a whole goes to the server as a whole, where the server takes it so (`AT_ONCE_KEY`): in parts it
    costs half as much again.
@@ -34,6 +35,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+import anyio
 from starlette.exceptions import HTTPException
 
 from des import metrics
@@ -56,6 +58,7 @@ SCOPE_KEY: Final = "des.exchange"
 ABORT_KEY: Final = "des.abort"  # in the scope's state: drops the connection at once, where the server lets us
 AT_ONCE_KEY: Final = "des.at_once"  # there too: sends status, headers and body of at most a slice
 WATCH_AFTER: Final = 0.05
+DISCARD_SECONDS: Final = 1.0
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _log = logging.getLogger("des.http")
@@ -66,17 +69,27 @@ _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
-_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
+_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at", b"date", b"after", b"limit"})
 
 
 class ExchangeMiddleware:
     """The outermost middleware."""
 
-    __slots__ = ("_access", "_app", "_patrol", "_service")
+    __slots__ = ("_access", "_app", "_patrol", "_service", "_takes_content")
 
-    def __init__(self, app: ASGIApp, service: Service, access: AccessControl | None) -> None:
-        """Wrap the application; without `access` everybody may do everything."""
+    def __init__(
+        self, app: ASGIApp, service: Service, takes_content: Callable[[Scope], bool], access: AccessControl | None
+    ) -> None:
+        """Wrap the application.
+
+        Args:
+            app: answers.
+            service: limits and state.
+            takes_content: tells for which requests an endpoint calls `Exchange.content`.
+            access: decides who may make a request; None: everybody.
+        """
         self._app, self._service, self._access = app, service, access
+        self._takes_content = takes_content
         self._patrol = _Patrol()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +100,7 @@ class ExchangeMiddleware:
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app, self._patrol, self._access)
+        await exchange.answer(self._app, self._takes_content, self._patrol, self._access)
 
 
 class Exchange:
@@ -113,6 +126,7 @@ class Exchange:
         "_task",
         "_timer",
         "_trouble",
+        "_unread",
         "fields",
     )
 
@@ -131,11 +145,16 @@ class Exchange:
         self._status = 0
         self._sent_bytes = 0
         self._trouble = ""
+        self._unread = False  # there is content that an endpoint is to take
 
-    async def answer(self, app: ASGIApp, patrol: _Patrol, access: AccessControl | None) -> None:
+    async def answer(
+        self, app: ASGIApp, takes_content: Callable[[Scope], bool], patrol: _Patrol, access: AccessControl | None
+    ) -> None:
         """Let the application answer, and see to it that there is an answer or a broken connection."""
         if self._has_content():
-            self.watch()
+            self._unread = takes_content(self._scope)
+            if not self._unread:
+                self.watch()
         else:
             patrol.enter(self, self._loop)
         try:
@@ -171,6 +190,49 @@ class Exchange:
     def has_begun(self) -> bool:
         """Whether the answer's header has gone out, so that no other answer can."""
         return self._status != 0
+
+    @property
+    def declared_length(self) -> int | None:
+        """Bytes of content that the request says it has; None where it does not say."""
+        declared = self.fields.get(b"content-length", b"")
+        return int(declared) if declared.isdigit() else None
+
+    async def content(self, limit: int) -> bytes:
+        """Return the request's content, once, to an endpoint that was said to take it.
+
+        Args:
+            limit: bytes it may have.
+
+        Raises:
+            RefusedError: it is longer, or does not come within `request_timeout`.
+        """
+        if not self._unread:
+            return b""
+        if (self.declared_length or 0) > limit:
+            raise _too_long(limit)
+        received = bytearray()
+        try:
+            with anyio.fail_after(self._service.settings.request_timeout):
+                while await self._receive_content(received):
+                    if len(received) > limit:
+                        raise _too_long(limit)
+        except TimeoutError as error:
+            detail = "The request's content did not come in time."
+            raise RefusedError(Problem(HTTPStatus.REQUEST_TIMEOUT, detail, (_CLOSE,))) from error
+        if len(received) > limit:
+            raise _too_long(limit)
+        self.watch()
+        return bytes(received)
+
+    async def _receive_content(self, received: bytearray) -> bool:
+        """Add what comes next to what was received, and return whether more is to come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._trouble = _LEFT
+            raise asyncio.CancelledError(_LEFT)
+        self._unread = message.get("more_body", False)
+        received += message.get("body", b"")
+        return self._unread
 
     async def respond(self, status: int, headers: list[Header], body: bytes = b"") -> None:
         """Send a whole answer, of at most a slice; never a body to a HEAD."""
@@ -259,6 +321,11 @@ class Exchange:
     async def _fail(self, error: Exception) -> None:
         problem = describe(error)
         self._report(error, problem)
+        if self._unread:
+            # A connection that is closed with content on its way is reset, and the answer lost with it.
+            with anyio.move_on_after(DISCARD_SECONDS):
+                while await self._receive_content(bytearray()):
+                    pass
         if self.has_begun:
             self._trouble = "broken off"
         else:
@@ -334,6 +401,11 @@ class _AccessLine:
         trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
         target = json.dumps(f"{entry['method']} {entry['target']}")
         return f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
+
+
+def _too_long(limit: int) -> RefusedError:
+    detail = f"The request's content is longer than {limit} bytes."
+    return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (_CLOSE,)))
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
