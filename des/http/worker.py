@@ -103,6 +103,12 @@ async def _serve(
             watchdog.start()
             told_to_end.set()
 
+    def be_ready() -> None:
+        gc.collect()
+        gc.freeze()  # what is there stays: collections need not walk through it again and again
+        if on_ready:
+            on_ready()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
@@ -110,7 +116,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, end)
     try:
-        await serve_until(told_to_end, app, listener, settings, on_ready, admin_listener)
+        await serve_until(told_to_end, app, listener, settings, be_ready, admin_listener)
     finally:
         if parent is not None:
             loop.remove_reader(parent.sentinel)
@@ -140,8 +146,6 @@ async def serve_until(
         admin = _Connections(app.state.admin, admin_listener, settings.http_send_timeout) if admin_listener else None
         if admin:
             admin.listen()
-        gc.collect()
-        gc.freeze()  # what is there stays: collections need not walk through it again and again
         try:
             if on_ready:
                 on_ready()

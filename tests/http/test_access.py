@@ -13,7 +13,7 @@ import pytest
 
 from des.http.keys import Keyring, new_api_key, new_signing_key
 from des.http.signing import file_target, sign
-from tests.http.live import listening, running
+from tests.http.live import listening, request, running
 from tests.making import DAY, make_store
 
 if TYPE_CHECKING:
@@ -225,6 +225,18 @@ async def test_a_signed_url_that_was_altered_or_is_over_is_403(storage: Recordin
         assert (await guarded.ask(guarded.signed("mail/a", "past"))).status == 403
         assert (await guarded.ask(guarded.signed("secret", "mails"))).status == 403
         assert (await guarded.ask(target)).status == 200
+
+
+async def test_a_batch_is_for_keys_that_allow_it(storage: RecordingStorage, tmp_path: Path) -> None:
+    async with guarding(storage, tmp_path) as guarded:
+        body = json.dumps([{"uid": "secret", "created_at": "2024-01-31"}]).encode()
+        for token, status in (("all", 200), ("mail", 403), ("reader", 403), ("old", 401)):
+            guarded.storage.calls.clear()
+            fields = (f"Content-Length: {len(body)}", f"Authorization: Bearer {guarded.tokens[token]}")
+            raw = await guarded.server.send(request("/batch", *fields, method="POST") + body)
+            assert raw.startswith(f"HTTP/1.1 {status} ".encode()), token
+            assert (b"a secret" in raw) == (status == 200)
+            assert (guarded.storage.calls == []) == (status != 200)
 
 
 async def test_a_key_past_its_rate_is_429(storage: RecordingStorage, tmp_path: Path) -> None:
