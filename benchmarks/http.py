@@ -127,14 +127,20 @@ def running(
             wait_until_it_serves(server, process, log)
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-                process.kill()
-                process.wait()
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and its workers, of which not every server takes care itself."""
+    workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for worker in psutil.wait_procs(workers, timeout=1)[1]:
+        worker.kill()
 
 
 def wait_until_it_serves(server: Server, process: subprocess.Popen[bytes], log: Path | None) -> None:
