@@ -30,7 +30,7 @@ from des.shard.layout import (
 from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from des.shard.chunking import LargePayload
     from des.shard.codecs import Encoder
@@ -159,9 +159,35 @@ class SegmentWriter:
         self._append(entry, FileRecord(file_id, "", deleted_at, None, b""), self._generation)
         self._tombstones += 1
 
+    def carry(self, row: CatalogRow, payload: Payload | LargePayload | None = None) -> Entry:
+        """Add a row of another segment as it is, with its generation; its stored bytes, if it has any, are the next to be written.
+
+        Args:
+            row: a file or a tombstone.
+            payload: what is stored now, where the file was encoded anew.
+
+        Returns:
+            The new entry.
+        """
+        entry = row.entry._replace(segment=0, content_type=0, offset=0 if row.entry.deleted else self.size)
+        if payload is not None:
+            entry = entry._replace(checksum=payload.checksum, codec=payload.codec, stored_size=payload.stored_size)
+        self.size += entry.stored_size
+        self._tombstones += entry.deleted
+        self._add_row(CatalogRow(entry, row.uid, row.created_at, row.content_type, row.metadata, row.generation))
+        return entry
+
+    def supersede(self, names: Iterable[bytes]) -> None:
+        """Name further segments that this one, with those finished before it, takes the place of."""
+        self._superseded += tuple(names)
+
     def _append(self, entry: Entry, record: FileRecord, generation: int) -> None:
-        number = self._types.setdefault(record.content_type, len(self._types) + 1) if record.content_type else 0
-        row = CatalogRow(entry, record.uid, record.created_at, record.content_type, record.metadata, generation)
+        self._add_row(
+            CatalogRow(entry, record.uid, record.created_at, record.content_type, record.metadata, generation)
+        )
+
+    def _add_row(self, row: CatalogRow) -> None:
+        number = self._types.setdefault(row.content_type, len(self._types) + 1) if row.content_type else 0
         encoded = encode_row(row, number)
         self.row_bytes += len(encoded)
         self._rows.append(encoded)

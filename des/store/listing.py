@@ -25,6 +25,7 @@ from des.shard.reading import check_page_order
 from des.store.fileinfo import FileInfo
 from des.store.found import DEFAULT_CONTENT_TYPE
 from des.store.heads import named, read_page
+from des.store.shards import identity_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -87,7 +88,7 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
             keys.add(await _late_head(storage, prefix, key))
     shards = []
     for key in sorted(keys):
-        identity = _identity(descriptor, day, n_bits, key.removeprefix(f"{day}/").removesuffix(".des"))
+        identity = identity_at(descriptor, day, key.removeprefix(f"{day}/").removesuffix(".des"))
         if identity is None or identity.head_key != key:
             raise CorruptShardError(f"{key}: no shard of a day with n_bits {n_bits} has this key.")
         shards.append(identity)
@@ -108,14 +109,6 @@ async def _late_head(storage: Storage, prefix: str, key: str) -> str:
 
 def _lost_head(prefix: str) -> LostHeadError:
     return LostHeadError(f"{prefix} holds segments but its head is gone; run `des repair {prefix.rstrip('/')}`.")
-
-
-def _identity(descriptor: Descriptor, day: str, n_bits: int, digits: str) -> Identity | None:
-    try:
-        index = int(digits, 16)
-    except ValueError:
-        return None
-    return Identity(descriptor.store_id, day, n_bits, index) if 0 <= index < 1 << n_bits else None
 
 
 async def list_day(
