@@ -40,7 +40,7 @@ from des.storage.protocol import IfAbsent, IfVersion
 from des.store.heads import WholeHead, read_whole_head
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from des.storage.protocol import Storage
 
@@ -115,6 +115,23 @@ def lost_head(identity: Identity) -> LostHeadError:
     return LostHeadError(
         f"shard {shard} has segments, but its head {identity.head_key} is gone; run `des repair {shard}` before writing to it."
     )
+
+
+async def are_usable(storage: Storage, head: WholeHead, names: Iterable[bytes]) -> bool:
+    """Tell whether uploaded segments may be swapped into a head: each is still there, and none is condemned.
+
+    Raises:
+        StorageError: the storage is unwell.
+    """
+    condemned = {item.name for item in head.tables.condemned}
+    for name in names:
+        if name in condemned:
+            return False
+        try:
+            await storage.head(head.identity.segment_key(name))
+        except ObjectNotFoundError:
+            return False
+    return True
 
 
 async def swap(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
 from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
@@ -174,6 +174,15 @@ async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes
     return page
 
 
+class Placed(NamedTuple):
+    """Where a head says a file lies, in terms that hold for every head of the shard: two that are equal mean the same row."""
+
+    segment: bytes
+    offset: int
+    flags: int
+    content_hash: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class WholeHead:
     """A verified head with all its entries: a base for writing.
@@ -201,6 +210,13 @@ class WholeHead:
     def find(self, file_id: bytes) -> Entry | None:
         """Return the entry of a file, None where it has none."""
         return find_entry(self.entries, file_id)
+
+    def placed(self, file_id: bytes) -> Placed | None:
+        """Return where a file lies, None where it has no entry."""
+        entry = self.find(file_id)
+        if entry is None:
+            return None
+        return Placed(self.tables.segments[entry.segment].name, entry.offset, entry.flags, entry.content_hash)
 
 
 async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
