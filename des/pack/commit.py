@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,11 +33,11 @@ from des.errors import (
     StorageError,
 )
 from des.shard.layout import COMMIT_LOG_LENGTH, NAME_BYTES, Identity
-from des.shard.tables import HeadTables
+from des.shard.tables import Condemned, HeadTables
 from des.shard.writing import encode_head
 from des.storage.descriptor import require_descriptor
 from des.storage.protocol import IfAbsent, IfVersion
-from des.store.heads import WholeHead, read_whole_head
+from des.store.heads import WholeHead, load_head, read_whole_head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -194,6 +194,39 @@ async def swap(
             troubles += not isinstance(error, PreconditionFailedError)
         else:
             return Swapped(tables, written=True)
+
+
+async def close_shard(storage: Storage, identity: Identity, since: int) -> None:
+    """Swap in an empty head that condemns all segments and that no writer may change any more: the beginning of a shard's removal.
+
+    Args:
+        storage: the store's place.
+        identity: the shard. One without a head is closed enough: nobody can write to it.
+        since: microseconds since 1970.
+
+    Raises:
+        CorruptShardError: the head is damaged.
+        ConflictError: others kept changing the head; run again.
+        StorageError: the storage is unwell.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            loaded = await load_head(storage, identity)
+        except ObjectNotFoundError:
+            return
+        if loaded is None or loaded.head.is_closed:
+            return
+        tables = loaded.head.tables
+        going = [Condemned(ref.name, since) for ref in tables.segments]
+        empty = HeadTables(tables.generation, tables.lineage, commit_log=tables.commit_log)
+        closed = replace(empty, condemned=(*tables.condemned, *going)).committed(new_name())
+        try:
+            await storage.put(
+                identity.head_key, encode_head(identity, closed, b"", closed=True), IfVersion(loaded.version)
+            )
+        except PreconditionFailedError:
+            continue
+    raise ConflictError(f"{identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again.")
 
 
 async def _read_again(storage: Storage, identity: Identity) -> WholeHead:

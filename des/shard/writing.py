@@ -15,6 +15,7 @@ from des.shard.layout import (
     FOOTER_MAGIC,
     HEADER,
     NAME_BYTES,
+    RO_COMPAT_CLOSED,
     TAIL_READ_BYTES,
     VERSION,
     Buffer,
@@ -226,23 +227,31 @@ def _entry_with_type(row: bytes) -> bytes:
 
 
 def encode_tail(
-    identity: Identity, kind: Kind, tables: bytes, directory: Sequence[bytes], start: int, stamp: bytes
+    identity: Identity,
+    kind: Kind,
+    tables: bytes,
+    directory: Sequence[bytes],
+    start: int,
+    stamp: bytes,
+    *,
+    ro_compat: int = 0,
 ) -> bytes:
     """Return the tail of an object whose earlier parts have `start` bytes."""
     parts = b"".join([identity.encode(kind), tables, *directory])
     length = len(parts) + FOOTER.size
-    fields = (0, 0, len(directory), len(tables), stamp, length, start + length, VERSION, kind)
+    fields = (0, ro_compat, len(directory), len(tables), stamp, length, start + length, VERSION, kind)
     unsigned = parts + FOOTER.pack(*fields, 0, FOOTER_MAGIC)[:-CHECKSUM_AT_END]
     return unsigned + checksum64(unsigned).to_bytes(8, "little") + FOOTER_MAGIC
 
 
-def encode_head(identity: Identity, tables: HeadTables, entries: Buffer) -> bytes:
+def encode_head(identity: Identity, tables: HeadTables, entries: Buffer, *, closed: bool = False) -> bytes:
     """Return a whole head.
 
     Args:
         identity: the shard.
         tables: what it says besides its entries.
         entries: all encoded entries sorted by file_id.
+        closed: no writer may change it any more.
 
     Raises:
         ShardFullError: more files, segments or content types than a shard takes.
@@ -256,7 +265,8 @@ def encode_head(identity: Identity, tables: HeadTables, entries: Buffer) -> byte
         page = view[start : start + page_bytes]
         item = (bytes(page[:16]), checksum64(page), HEADER.size + start, len(page), len(page) // ENTRY_BYTES, 0)
         directory.append(DIRECTORY_ITEM.pack(*item))
-    tail = encode_tail(identity, Kind.HEAD, encoded, directory, HEADER.size + len(view), stamp)
+    flags = RO_COMPAT_CLOSED if closed else 0
+    tail = encode_tail(identity, Kind.HEAD, encoded, directory, HEADER.size + len(view), stamp, ro_compat=flags)
     return b"".join([identity.encode(Kind.HEAD), view, tail])
 
 

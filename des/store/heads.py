@@ -219,11 +219,17 @@ class WholeHead:
         return Placed(self.tables.segments[entry.segment].name, entry.offset, entry.flags, entry.content_hash)
 
 
-async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
+async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: bool = True) -> WholeHead:
     """Read a head and verify all of it.
+
+    Args:
+        storage: the store's place.
+        identity: the shard.
+        for_writing: it shall be a base for writing.
 
     Raises:
         ObjectNotFoundError: there is none.
+        ConflictError: nothing may be written to the shard any more, and that is what it is read for.
         CorruptShardError: any part of it is damaged, or it is another shard's.
         UnsupportedFormatError: it uses features this release may not write.
         StorageError: the storage is unwell.
@@ -238,7 +244,8 @@ async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
             raise CorruptShardError("its header is another shard's.")
         head = Head(parse_tail(data, suffix.total_size), identity)
         head.check_structure()
-        head.check_writable()
+        if for_writing:
+            head.check_writable()
         for ref in head.directory.refs():
             if ref.object_number:
                 raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")

@@ -201,7 +201,7 @@ class _ShardCheck:
         """Read and check the head, keep it if it is good, and tell whether there is one."""
         key = self._identity.head_key
         try:
-            whole = await read_whole_head(self._storage, self._identity)
+            whole = await read_whole_head(self._storage, self._identity, for_writing=False)
         except ObjectNotFoundError:
             return False
         except UnsupportedFormatError:
