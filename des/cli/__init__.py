@@ -17,6 +17,11 @@ _VERBS = {
     "ls": "des.cli.ls:ls",
     "locate": "des.cli.locate:locate",
     "verify": "des.cli.verify:verify",
+    "delete": "des.cli.delete:delete",
+    "compact": "des.cli.compact:compact",
+    "gc": "des.cli.gc:gc",
+    "repair": "des.cli.repair:repair",
+    "expire": "des.cli.expire:expire",
     "serve": "des.cli.serve:serve",
 }
 

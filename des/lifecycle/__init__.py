@@ -8,3 +8,8 @@ Rules that all of it keeps:
 4. Names are random and never used twice, so a name that is condemned, or gone, can never come back.
 5. All ages are told by the storage's own clock.
 """
+
+from des.lifecycle.deleting import Deletion
+from des.lifecycle.writer import StoreWriter, open_writer
+
+__all__ = ["Deletion", "StoreWriter", "open_writer"]

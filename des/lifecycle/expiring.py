@@ -16,13 +16,11 @@ from des.pack.commit import close_shard
 from des.routing import parse_day
 from des.store.heads import load_head
 from des.store.listing import days_of
-from des.store.shards import find_shards
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from des.shard.layout import Identity
-    from des.storage.descriptor import Descriptor
     from des.storage.protocol import Storage
 
 
@@ -58,11 +56,6 @@ def _end_of(day: str, like: datetime) -> datetime:
     return begin + timedelta(days=1)
 
 
-async def plan_expiry(storage: Storage, descriptor: Descriptor, day: str) -> list[ExpiredShard]:
-    """Tell what `expire_shard` would remove of a day. Errors as there."""
-    return [await _measure(storage, found.identity) for found in (await find_shards(storage, descriptor, day)).shards]
-
-
 async def expire_shard(storage: Storage, identity: Identity, now: int) -> ExpiredShard:
     """Remove a shard.
 
@@ -76,7 +69,7 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
         ConflictError: others kept changing the head.
         StorageError: the storage is unwell.
     """
-    measured = await _measure(storage, identity)
+    measured = await measure_shard(storage, identity)
     await close_shard(storage, identity, now)
     keys = [info.key async for info in storage.list(identity.segment_prefix)]
     for key in keys:
@@ -85,7 +78,8 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
     return measured
 
 
-async def _measure(storage: Storage, identity: Identity) -> ExpiredShard:
+async def measure_shard(storage: Storage, identity: Identity) -> ExpiredShard:
+    """Tell what `expire_shard` would remove. Errors as there."""
     objects = sum([1 async for _ in storage.list(identity.segment_prefix)])
     name = f"{identity.date}/{identity.shard_hex}"
     try:

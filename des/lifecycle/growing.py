@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from des.errors import ConflictError, CorruptShardError, SettingsError, StorageDeniedError, StorageError
+from des.errors import (
+    ConflictError,
+    CorruptShardError,
+    ObjectNotFoundError,
+    PreconditionFailedError,
+    SettingsError,
+    StorageDeniedError,
+    StorageError,
+)
 from des.routing import MAX_N_BITS, parse_day
 from des.shard.layout import HEADER, decode_header
 from des.storage.descriptor import (
@@ -13,6 +21,7 @@ from des.storage.descriptor import (
     Descriptor,
     Epoch,
     IndexRange,
+    NewerDescriptorError,
     read_descriptor,
     require_descriptor,
 )
@@ -106,9 +115,9 @@ async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
     mode: PutMode = IfAbsent()
     try:
         descriptor = await read_descriptor(storage)
-    except SettingsError as error:
-        if "upgrade DES" in str(error):
-            raise
+    except NewerDescriptorError:
+        raise
+    except SettingsError:
         suffix = await storage.read_suffix(DESCRIPTOR_KEY, 1)
         descriptor = None
         if suffix is not None:
@@ -140,8 +149,11 @@ async def _identity_in(storage: Storage, day: str) -> Identity:
         if not info.key.endswith(".des"):
             continue
         try:
-            data = await storage.read_range(info.key, 0, HEADER.size, purpose="index")
+            version = (await storage.head(info.key)).version
+            data = await storage.read_range(info.key, 0, HEADER.size, version=version, purpose="index")
             identity, _ = decode_header(data)
+        except (ObjectNotFoundError, PreconditionFailedError):
+            continue  # replaced or collected meanwhile
         except CorruptShardError as error:
             failure = CorruptShardError(f"{info.key}: {error}")
             continue

@@ -35,6 +35,10 @@ _FIRST_DAY = "00010101"
 _STORE_ID_BYTES = 16
 
 
+class NewerDescriptorError(SettingsError):
+    """The descriptor is of a newer format: not damaged, and nothing to be restored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """From this day (YYYYMMDD) on, `n_bits` bits select the shard."""
@@ -133,7 +137,7 @@ class Descriptor:
             if value["format"] != "des":
                 raise SettingsError(f"{DESCRIPTOR_KEY} is not the descriptor of a DES store.")
             if value["version"] != _VERSION:
-                raise SettingsError(
+                raise NewerDescriptorError(
                     f"the store is of format version {value['version']}; this release knows {_VERSION}: upgrade DES."
                 )
             held = value["index_range"]
