@@ -55,11 +55,10 @@ async def test_a_packer_that_was_faster_undoes_it(storage: Storage) -> None:
 
     class Racing(FaultyStorage):
         async def put(self, key: str, data: bytes, mode: object) -> str:
-            version = await super().put(key, data, mode)  # type: ignore[arg-type]  # passed on
             if not raced:
                 raced.append(key)
                 await maker.add({"early": b"bird"}, NEXT)
-            return version
+            return await super().put(key, data, mode)  # type: ignore[arg-type]  # passed on
 
     raced: list[str] = []
     with pytest.raises(SettingsError, match="has shards already"):
