@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,12 @@ _MAY_OPEN = {
     "subprocess.py": ("_get_devnull",),
     "tokenize.py": ("open",),
 }
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests that collect garbage the walk over all that was loaded: it takes longer than they do."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
