@@ -14,7 +14,7 @@ from des.cli.erasure import erase
 from des.cli.options import json_option, settings_for, store_option
 from des.console import say, visible, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE
-from des.lifecycle.deleting import Deletion, counted, delete_files
+from des.lifecycle.deleting import Deletion, delete_files
 from des.lifecycle.rewriting import Rewriting
 from des.lifecycle.running import open_place
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @click.argument("uid")
 @click.option("--created-at", required=True, metavar="T", help="RFC 3339 time with zone, or a date.")
 @click.option(
-    "--erase", "erasing", is_flag=True, help="Then compact its day so that no byte of it is left; prints a certificate."
+    "--erase",
+    "erasing",
+    is_flag=True,
+    help="Then compact its shard so that no byte of it is left; prints a certificate.",
 )
 @json_option
 @store_option
@@ -39,12 +42,12 @@ def delete(uid: str, created_at: str, erasing: bool, as_json: bool, store: str |
     [deletion] = anyio.run(partial(_delete, settings, uid, created_at))
     if as_json and not erasing:
         write_line(json.dumps(asdict(deletion), ensure_ascii=False))
-    elif counted([deletion])["deleted"]:
-        say(f"deleted {visible(deletion.uid)}.")
     if deletion.outcome == "not_found":
         say(f"there is no file {visible(deletion.uid)} on {deletion.day}.")
         return EXIT_BAD_ANSWER
-    return erase(settings, [deletion.day], Rewriting(), as_json=as_json) if erasing else EXIT_DONE
+    if not as_json:
+        say(f"{visible(deletion.uid)} {'is' if deletion.outcome == 'deleted' else 'was'} deleted.")
+    return erase(settings, [deletion.shard], Rewriting(), as_json=as_json) if erasing else EXIT_DONE
 
 
 async def _delete(settings: Settings, uid: str, created_at: str) -> list[Deletion]:

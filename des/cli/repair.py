@@ -71,10 +71,6 @@ def _tell(one: Repair, *, as_json: bool) -> None:
         say(
             f"{one.shard}: of file {unclear.file_id.hex()} there are several versions; {unclear.taken} was taken, not {', '.join(unclear.others)}."
         )
-    if one.unexplained:
-        say(
-            f"{one.shard}: {one.unexplained:,} files stand only in segments that were compacted away; they were left out."
-        )
 
 
 def _json(one: Repair) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Collecting garbage: segments that no head lists, condemned ones whose grace is over, and what broken-off writes left behind.
 
-A segment that no head lists is collected when it is older than the age limit and the head knows all files in it: it may be the only copy of a file that
-a packer never committed, and those are listed instead, unless the caller says that they may go. First a swap lists it as condemned, which stops a
-writer that was asleep all the time from swapping it in; then it is deleted. Of the segments of a compaction that was killed, those that name
-what they supersede go first: a repair must never believe such a name when the rest of its set is gone.
+A segment that no head lists is collected when it is older than the age limit and the head has all files in it elsewhere: it may be the only copy of a
+file that a packer never committed, and those are listed instead, unless the caller says that they may go. First a swap lists it as condemned, which
+stops a writer that was asleep all the time from swapping it in; then it is deleted; its name is forgotten when it is proven gone.
 
-A shard whose head is lost is not touched at all.
+A shard whose head is lost or damaged is not touched at all.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from des.errors import CorruptShardError, ObjectNotFoundError, UnsupportedFormatError
-from des.lifecycle.compacting import name_of
-from des.lifecycle.condemned import condemn, delete_overdue, delete_segments, forget_condemned
+from des.errors import CorruptShardError, LostHeadError, ObjectNotFoundError, UnsupportedFormatError
+from des.lifecycle.condemned import condemn, delete_condemned, forget_condemned, overdue
+from des.pack.commit import find_shard
 from des.shard.layout import to_microseconds
 from des.store.catalogs import load_segment, read_rows
-from des.store.heads import read_whole_head
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from des.shard.layout import Identity
     from des.storage.protocol import Leftover, Storage
     from des.store.heads import WholeHead
@@ -87,56 +87,70 @@ async def collect_shard(storage: Storage, identity: Identity, limits: Limits) ->
     """
     collected = Collected()
     try:
-        head = await read_whole_head(storage, identity)
+        head = await find_shard(storage, identity)
     except UnsupportedFormatError:
         raise
-    except (ObjectNotFoundError, CorruptShardError):
-        collected.lost_heads.append(name_of(identity))
+    except (LostHeadError, CorruptShardError):
+        collected.lost_heads.append(identity.shard_name)
         return collected
-    overdue = [item.name for item in head.tables.condemned if item.since < limits.condemned_before]
-    collected.condemned = [identity.segment_key(name) for name in overdue]
+    if head is None:
+        return collected  # removed since it was listed
+    late = overdue(head.tables, limits.condemned_before)
     orphans = await _orphans(storage, head, limits, collected)
+    collected.condemned = [identity.segment_key(name) for name in late]
     collected.orphans = [identity.segment_key(name) for name in orphans]
     if not limits.apply:
         return collected
-    gone = await delete_overdue(storage, head, limits.condemned_before)
-    doomed = await condemn(storage, head, orphans, to_microseconds(await storage.now())) if orphans else []
-    gone |= await delete_segments(storage, identity, doomed)
-    if gone:
-        await forget_condemned(storage, await read_whole_head(storage, identity), gone)
+    doomed = await condemn(storage, identity, orphans, to_microseconds(await storage.now())) if orphans else []
+    await forget_condemned(storage, identity, await delete_condemned(storage, identity, {*late, *doomed}))
     return collected
 
 
 async def _orphans(storage: Storage, head: WholeHead, limits: Limits, collected: Collected) -> list[bytes]:
-    """Return segments that may go, those that supersede others first."""
+    """Return segments that may go."""
     tables, identity = head.tables, head.identity
+    there = {
+        name: info
+        async for info in storage.list(identity.segment_prefix)
+        if (name := segment_name(identity, info.key)) is not None
+    }
     known = {ref.name for ref in tables.segments} | {item.name for item in tables.condemned}
-    superseding: list[bytes] = []
-    plain: list[bytes] = []
-    async for info in storage.list(identity.segment_prefix):
-        name = segment_name(identity, info.key)
-        if name is None or name in known:
+    doomed: list[bytes] = []
+    for name, info in there.items():
+        if name in known:
             continue
         if to_microseconds(info.modified) >= limits.written_before:
             collected.young += 1
             continue
         try:
-            loaded = await load_segment(storage, identity, name)
-            is_known = True
-            async for rows in read_rows(storage, loaded):
-                is_known = is_known and all(head.find(row.entry.file_id) is not None for row in rows)
+            is_needed = await _holds_an_only_copy(storage, head, name, there)
         except ObjectNotFoundError:
             continue  # collected by somebody else
-        except CorruptShardError as error:
+        except UnsupportedFormatError:
             collected.unreadable.append(info.key)
-            if limits.discard_unknown and not isinstance(error, UnsupportedFormatError):
-                plain.append(name)
             continue
-        if not is_known:
-            collected.unknown.append(info.key)
-        if is_known or limits.discard_unknown:
-            (superseding if loaded.segment.tables.superseded else plain).append(name)
-    return [*superseding, *plain]
+        except CorruptShardError:
+            collected.unreadable.append(info.key)
+            is_needed = True
+        else:
+            if is_needed:
+                collected.unknown.append(info.key)
+        if limits.discard_unknown or not is_needed:
+            doomed.append(name)
+    return doomed
+
+
+async def _holds_an_only_copy(storage: Storage, head: WholeHead, name: bytes, there: Container[bytes]) -> bool:
+    """Tell whether a segment has a file that the head does not know, or whose segment is missing."""
+    loaded = await load_segment(storage, head.identity, name)
+    async for rows in read_rows(storage, loaded):
+        for row in rows:
+            if row.entry.deleted:
+                continue
+            entry = head.find(row.entry.file_id)
+            if entry is None or not (entry.deleted or head.tables.segments[entry.segment].name in there):
+                return True
+    return False
 
 
 async def collect_leftovers(storage: Storage, limits: Limits) -> Collected:

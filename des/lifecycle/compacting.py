@@ -2,25 +2,24 @@
 
 At every attempt of the swap an entry is moved only if it still points where it was copied from, and a segment leaves the head only when no entry or
 tombstone points into it any more. So packers, deletions and readers go on meanwhile, and a compaction that is killed has changed nothing but
-left segments that nobody lists, for `des gc`. What was condemned is deleted by a later run, when its grace time is over: readers may still
+left segments that nobody lists, for `des gc`. Two compactions of the same segments: the second starts over. What was condemned is deleted by a later run, when its grace time is over: readers may still
 hold a head that lists it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from des.errors import ConflictError, ObjectNotFoundError
-from des.lifecycle.choosing import Choice, choose
-from des.lifecycle.condemned import delete_overdue, forget_condemned, without_condemned
+from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
+from des.lifecycle.choosing import Choice, choose, maybe_sparse
+from des.lifecycle.condemned import delete_condemned, forget_condemned, overdue, remove_unlisted, without_condemned
 from des.lifecycle.rewriting import Rewriting, Rewritten, rewrite
-from des.pack.commit import are_usable, lost_head, swap
+from des.pack.commit import are_usable, find_shard, swap
 from des.shard.dropping import drop_entries, drop_segments
 from des.shard.layout import ENTRY_BYTES
 from des.shard.merging import merge
 from des.store.catalogs import load_segment, read_rows
-from des.store.heads import read_whole_head
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ class Compaction:
     """
 
     shard: str
-    choice: Choice
-    segments_before: int
-    segments_after: int
+    choice: Choice = field(default_factory=Choice)
+    segments_before: int = 0
+    segments_after: int = 0
     files: int = 0
     bytes_moved: int = 0
     tombstones_dropped: int = 0
@@ -61,9 +60,15 @@ class Compaction:
 
 async def plan_compaction(storage: Storage, identity: Identity, rules: Rules) -> Compaction:
     """Tell what a compaction of a shard would do. Errors as for `compact_shard`."""
-    head = await _read_head(storage, identity)
-    segments = len(head.tables.segments)
-    return Compaction(name_of(identity), choose(head.tables, rules), segments, segments)
+    for _ in range(_ATTEMPTS):
+        base = await find_shard(storage, identity)
+        if base is None:
+            return Compaction(identity.shard_name)
+        try:
+            return _unchanged(base, await _choose(storage, base, rules), 0)
+        except ObjectNotFoundError as error:
+            await require_changed(storage, base, error)
+    raise ConflictError(f"{identity.head_key}: it changes faster than it can be read; run again.")
 
 
 async def compact_shard(
@@ -82,38 +87,73 @@ async def compact_shard(
     Raises:
         LostHeadError: the shard's head is gone.
         CorruptShardError: the head, or a segment to be rewritten, is damaged; run `des verify`.
-        ConflictError: others kept changing the same files.
+        ConflictError: others kept compacting the same segments.
         StorageError: the storage is unwell.
     """
     collected: frozenset[bytes] = frozenset()
     for _ in range(_ATTEMPTS):
-        base = await _read_head(storage, identity)
-        collected |= await delete_overdue(storage, base, now - grace)
-        choice = await _with_old_tombstones(storage, base, choose(base.tables, rules), how)
-        before = len(base.tables.segments)
-        if not choice.names:
-            await forget_condemned(storage, base, collected)
-            return Compaction(name_of(identity), choice, before, before, collected=len(collected))
-        rewritten = await rewrite(storage, base, choice.names, _within(how, choice))
+        base = await find_shard(storage, identity)
+        if base is None:
+            return Compaction(identity.shard_name)
+        collected |= await delete_condemned(storage, identity, overdue(base.tables, now - grace))
+        try:
+            choice = await _with_old_tombstones(storage, base, await _choose(storage, base, rules), how)
+            if not choice.names:
+                await forget_condemned(storage, identity, collected)
+                return _unchanged(base, choice, len(collected))
+            rewritten = await rewrite(storage, base, choice.names, _within(how, choice))
+        except ObjectNotFoundError as error:
+            await require_changed(storage, base, error)
+            continue
         swapped = await swap_rewritten(storage, base, choice.names, rewritten, now, collected)
         if swapped is not None:
             return Compaction(
-                name_of(identity),
+                identity.shard_name,
                 choice,
-                before,
+                len(base.tables.segments),
                 len(swapped.tables.segments),
                 rewritten.files,
                 rewritten.bytes_moved,
                 len(rewritten.dropped),
                 len(collected),
             )
-    raise ConflictError(f"{identity.head_key}: its new segments were collected {_ATTEMPTS} times in a row; run again.")
+    raise ConflictError(f"{identity.head_key}: others compacted it {_ATTEMPTS} times meanwhile; run again.")
+
+
+def _unchanged(base: WholeHead, choice: Choice, collected: int) -> Compaction:
+    segments = len(base.tables.segments)
+    return Compaction(base.identity.shard_name, choice, segments, segments, collected=collected)
+
+
+async def _choose(storage: Storage, base: WholeHead, rules: Rules) -> Choice:
+    data_ends = {}
+    for ref in maybe_sparse(base.tables, rules):
+        data_ends[ref.name] = (await load_segment(storage, base.identity, ref.name)).segment.tables.data_end
+    return choose(base.tables, rules, data_ends)
+
+
+async def require_changed(storage: Storage, base: WholeHead, cause: ObjectNotFoundError) -> None:
+    """Make sure that a segment is gone because the head was replaced meanwhile.
+
+    Raises:
+        CorruptShardError: it was not: the head lists a segment that is not there.
+        LostHeadError: the head is gone.
+        StorageError: the storage is unwell.
+    """
+    head = await find_shard(storage, base.identity)
+    if head is not None and head.version == base.version:
+        raise CorruptShardError(f"{base.identity.head_key}: it points at an object that is gone. {cause}") from cause
 
 
 async def swap_rewritten(
     storage: Storage, base: WholeHead, names: tuple[bytes, ...], rewritten: Rewritten, now: int, gone: frozenset[bytes]
 ) -> Swapped | None:
-    """Swap rewritten segments in for those they were copied from, and forget condemned ones that are gone; None: they may not be used."""
+    """Swap rewritten segments in for those they were copied from, and forget condemned ones that are gone.
+
+    Returns:
+        None: another compaction, or an erasure, was there first. What was rewritten is deleted again, because it may hold what that one left out
+        for good: bytes that were erased, files whose tombstones were dropped.
+    """
     committed_at = max(
         (ref.committed_at for ref in base.tables.segments if ref.name in names and ref.entries), default=now
     )
@@ -122,8 +162,10 @@ async def swap_rewritten(
         additions = rewritten.additions
         dropped = rewritten.dropped
         if head.version != base.version:
+            if not {*names} <= {ref.name for ref in head.tables.segments}:
+                raise _OvertakenError
             if not await are_usable(storage, head, [addition.name for addition in additions]):
-                raise _CollectedError
+                raise _OvertakenError
             additions = [replace(addition, left_out=_moved_on(addition, base, head)) for addition in additions]
             dropped = {file_id for file_id in dropped if head.placed(file_id) == base.placed(file_id)}
         tables, entries = merge(head.tables, head.entries, additions, committed_at, leaving=len(names))
@@ -135,12 +177,13 @@ async def swap_rewritten(
 
     try:
         return await swap(storage, base, change)
-    except _CollectedError:
+    except _OvertakenError:
+        await remove_unlisted(storage, base.identity, [addition.name for addition in rewritten.additions], now)
         return None
 
 
-class _CollectedError(Exception):
-    """A new segment was collected before it was swapped in."""
+class _OvertakenError(Exception):
+    """Segments that were rewritten are not in the head any more, or the new ones were collected."""
 
 
 def _moved_on(addition: Addition, base: WholeHead, head: WholeHead) -> frozenset[bytes]:
@@ -188,15 +231,3 @@ async def _with_old_tombstones(storage: Storage, base: WholeHead, choice: Choice
         reason=f"{choice.reason}; {len(old)} old tombstones",
         old_tombstones=len(old),
     )
-
-
-async def _read_head(storage: Storage, identity: Identity) -> WholeHead:
-    try:
-        return await read_whole_head(storage, identity)
-    except ObjectNotFoundError as error:
-        raise lost_head(identity) from error
-
-
-def name_of(identity: Identity) -> str:
-    """Return a shard's name for people: `YYYYMMDD/HH`."""
-    return f"{identity.date}/{identity.shard_hex}"

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from des.errors import ObjectNotFoundError
-from des.pack.commit import swap
+from des.pack.commit import lost_head, require_shard, swap
 from des.shard.tables import Condemned
+from des.store.heads import load_head
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from des.pack.commit import Change
     from des.shard.layout import Identity
@@ -23,35 +24,54 @@ if TYPE_CHECKING:
     from des.store.heads import WholeHead
 
 
-async def delete_segments(storage: Storage, identity: Identity, names: Iterable[bytes]) -> frozenset[bytes]:
-    """Delete segments that their head condemns; return those that are proven gone.
+async def delete_condemned(storage: Storage, identity: Identity, names: Collection[bytes]) -> frozenset[bytes]:
+    """Delete those of some segments that the shard's head condemns now, in the order of its list; return what is proven gone.
+
+    The head is read for it: between condemning and deleting the caller may have slept for long, and a repair may have put one of them to use again.
+    The order matters to `des repair`: a tombstone is condemned after, or with and behind, the files it stands for, and outlives them.
 
     Raises:
+        LostHeadError: the head is gone, so nothing is deleted.
+        CorruptShardError: it is damaged.
         StorageError: the storage is unwell.
     """
+    if not names:
+        return frozenset()
+    try:
+        tables = (await load_head(storage, identity)).head.tables
+    except ObjectNotFoundError as error:
+        raise lost_head(identity) from error
     gone = set()
-    for name in names:
+    for name in [item.name for item in tables.condemned if item.name in names]:
         key = identity.segment_key(name)
         await storage.delete(key)
         try:
             await storage.head(key)
         except ObjectNotFoundError:
             gone.add(name)
+        else:
+            break  # what comes behind it on the list must outlive it
     return frozenset(gone)
 
 
-async def delete_overdue(storage: Storage, head: WholeHead, condemned_before: int) -> frozenset[bytes]:
-    """Delete what a head condemned before a time (microseconds since 1970); return what is proven gone. Errors as `delete_segments`."""
-    overdue = [item.name for item in head.tables.condemned if item.since < condemned_before]
-    return await delete_segments(storage, head.identity, overdue)
+async def remove_unlisted(storage: Storage, identity: Identity, names: Sequence[bytes], now: int) -> frozenset[bytes]:
+    """Condemn, delete and forget segments that no head lists; return those that are gone. Errors as for `condemn`."""
+    gone = await delete_condemned(storage, identity, await condemn(storage, identity, names, now))
+    await forget_condemned(storage, identity, gone)
+    return gone
 
 
-async def condemn(storage: Storage, head: WholeHead, names: Sequence[bytes], now: int) -> list[bytes]:
+def overdue(tables: HeadTables, condemned_before: int) -> list[bytes]:
+    """Return what a head condemned before a time (microseconds since 1970)."""
+    return [item.name for item in tables.condemned if item.since < condemned_before]
+
+
+async def condemn(storage: Storage, identity: Identity, names: Sequence[bytes], now: int) -> list[bytes]:
     """Swap in a head that condemns segments which no head lists.
 
     Args:
         storage: the store's place.
-        head: of the shard.
+        identity: the shard.
         names: the segments.
         now: microseconds since 1970, by the storage's clock.
 
@@ -59,7 +79,7 @@ async def condemn(storage: Storage, head: WholeHead, names: Sequence[bytes], now
         Those that are condemned now, in the same order: a segment that was listed meanwhile is not.
 
     Raises:
-        As for `swap`.
+        As for `require_shard` and `swap`.
     """
     if not names:
         return []
@@ -72,7 +92,7 @@ async def condemn(storage: Storage, head: WholeHead, names: Sequence[bytes], now
             return None
         return replace(current.tables, condemned=(*current.tables.condemned, *fresh)), bytes(current.entries)
 
-    swapped = await swap(storage, head, change)
+    swapped = await swap(storage, await require_shard(storage, identity), change)
     condemned = {item.name for item in swapped.tables.condemned}
     return [name for name in names if name in condemned]
 
@@ -82,12 +102,12 @@ def without_condemned(tables: HeadTables, gone: Collection[bytes]) -> HeadTables
     return replace(tables, condemned=tuple(item for item in tables.condemned if item.name not in gone))
 
 
-async def forget_condemned(storage: Storage, head: WholeHead, gone: Collection[bytes]) -> None:
-    """Swap in a head that forgets condemned segments which are proven gone. Errors as for `swap`."""
+async def forget_condemned(storage: Storage, identity: Identity, gone: Collection[bytes]) -> None:
+    """Swap in a head that forgets condemned segments which are proven gone. Errors as for `require_shard` and `swap`."""
 
     async def change(current: WholeHead) -> Change | None:
         tables = without_condemned(current.tables, gone)
         return None if tables == current.tables else (tables, bytes(current.entries))
 
     if gone:
-        await swap(storage, head, change)
+        await swap(storage, await require_shard(storage, identity), change)

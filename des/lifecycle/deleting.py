@@ -5,13 +5,13 @@ A deletion is of what the head has when the swap succeeds: where another writer 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from des.errors import ConflictError, ObjectNotFoundError
+from des.errors import ConflictError
 from des.lifecycle.clock import microseconds_now
-from des.pack.commit import are_usable, lost_head, new_name, swap
+from des.lifecycle.condemned import remove_unlisted
+from des.pack.commit import are_usable, find_shard, new_name, swap
 from des.pack.owners import Owner, Owners
 from des.routing import date_dir, file_id, normalize_uid, parse_created_at, shard_index
 from des.shard.layout import Identity
@@ -19,11 +19,10 @@ from des.shard.merging import Addition, merge
 from des.shard.writing import SegmentWriter
 from des.storage.descriptor import require_descriptor
 from des.store.cache import ByteLRU
-from des.store.heads import read_whole_head
 from des.tasks import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from des.pack.commit import Change
     from des.routing import CreatedAt
@@ -46,11 +45,13 @@ class Deletion:
     Attributes:
         uid: its name.
         day: YYYYMMDD.
+        shard: its shard, `YYYYMMDD/HH`.
         outcome: `deleted` now, `already_deleted` before, or `not_found`.
     """
 
     uid: str
     day: str
+    shard: str
     outcome: Outcome
 
 
@@ -75,14 +76,15 @@ async def delete_files(storage: Storage, files: Iterable[tuple[str | int, Create
     for uid, day in wanted:
         shards.setdefault(_shard_of(descriptor, uid, day), []).append(uid)
     now = await microseconds_now(storage)
-    outcomes: dict[tuple[str, str], Outcome] = {}
+    deletions: dict[tuple[str, str], Deletion] = {}
 
     async def delete_one(identity: Identity) -> None:
-        found = await delete_in_shard(storage, identity, shards[identity], now)
-        outcomes.update({(uid, identity.date): outcome for uid, outcome in found.items()})
+        outcomes = await delete_in_shard(storage, identity, shards[identity], now)
+        for uid, outcome in outcomes.items():
+            deletions[uid, identity.date] = Deletion(uid, identity.date, identity.shard_name, outcome)
 
     await run_all(delete_one, shards, _SHARDS_AT_ONCE)
-    return [Deletion(uid, day, outcomes[uid, day]) for uid, day in wanted]
+    return [deletions[one] for one in wanted]
 
 
 def _shard_of(descriptor: Descriptor, uid: str, day: str) -> Identity:
@@ -90,11 +92,6 @@ def _shard_of(descriptor: Descriptor, uid: str, day: str) -> Identity:
     index = shard_index(file_id(uid), n_bits)
     descriptor.check_owned(index, n_bits)
     return Identity(descriptor.store_id, day, n_bits, index)
-
-
-def counted(deletions: Iterable[Deletion]) -> Mapping[Outcome, int]:
-    """Return how many deletions had which outcome."""
-    return Counter(deletion.outcome for deletion in deletions)
 
 
 async def delete_in_shard(
@@ -115,11 +112,8 @@ async def delete_in_shard(
         StorageError: the storage is unwell.
     """
     for _ in range(_ATTEMPTS):
-        try:
-            base = await read_whole_head(storage, identity)
-        except ObjectNotFoundError as error:
-            if (await storage.list_level(identity.segment_prefix)).objects:
-                raise lost_head(identity) from error
+        base = await find_shard(storage, identity)
+        if base is None:
             return dict.fromkeys(uids, "not_found")
         outcomes, doomed = await _decide(storage, base, uids)
         if not doomed or await _commit(storage, base, doomed, deleted_at):
@@ -169,6 +163,8 @@ async def _commit(storage: Storage, base: WholeHead, doomed: Sequence[Entry], de
     try:
         await swap(storage, base, change)
     except _ChangedMeanwhileError:
+        # Nothing may be left that says of a file that it was deleted, when it was not.
+        await remove_unlisted(storage, base.identity, [name], deleted_at)
         return False
     return True
 

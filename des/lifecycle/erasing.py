@@ -1,34 +1,36 @@
 """Erasure: after it, the bytes of deleted and replaced files are in no object of the shard, and a scan has proven it.
 
 Unlike a compaction it knows no threshold and no grace time: every segment that holds a row the head does not point at is rewritten or, where no head
-lists it, deleted. A dictionary may hold parts of the files it was made from, so segments that have one are compressed anew without it.
+lists it, deleted. A dictionary may hold parts of the files it was made from, so segments that have the same one are compressed anew without it.
 
-Segments that no head lists are those of packers that were killed, or that are at work now. One that holds a deleted file beside the only copy of
-something else is left alone and named: nothing here decides to lose a file. Beyond the store's reach, and the README's business: versions that a bucket keeps,
-replicas, backups, and dictionaries in other shards that were made from samples of the same run.
+Segments that no head lists are those of writers that were killed, or that are at work now. One that holds a deleted or replaced file beside the only copy of
+something else is left alone and named: nothing here decides to lose a file. A compaction that was at work meanwhile finds its sources gone, and
+deletes what it copied. Beyond reach, and the README's business: what a packer uploads later, unfinished uploads, versions that a bucket
+keeps, replicas, backups, and dictionaries in other shards that were made from samples of the same run.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
-from des.lifecycle.compacting import name_of, swap_rewritten
-from des.lifecycle.condemned import condemn, delete_segments, forget_condemned
-from des.lifecycle.rewriting import Rewriting, rewrite
-from des.pack.commit import lost_head
+from des.lifecycle.compacting import require_changed, swap_rewritten
+from des.lifecycle.condemned import condemn, delete_condemned, forget_condemned
+from des.lifecycle.rewriting import rewrite
+from des.pack.commit import find_shard
 from des.shard.codecs import Compression
 from des.shard.layout import HEADER
 from des.store.catalogs import load_segment, read_rows
-from des.store.heads import read_whole_head
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator
 
+    from des.lifecycle.rewriting import Rewriting
     from des.shard.catalog import CatalogRow
-    from des.shard.layout import Identity
+    from des.shard.layout import Entry, Identity
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
 
@@ -84,33 +86,41 @@ async def erase_in_shard(storage: Storage, identity: Identity, how: Rewriting, n
         ConflictError: others kept changing the same files.
         StorageError: the storage is unwell.
     """
-    erasure = Erasure(name_of(identity))
+    erasure = Erasure(identity.shard_name)
     for _ in range(_ATTEMPTS):
-        try:
-            base = await read_whole_head(storage, identity)
-        except ObjectNotFoundError as error:
-            raise lost_head(identity) from error
-        survey = await _survey(storage, base)
-        erasure.kept = [identity.segment_key(name) for name in survey.mixed]
-        if survey.names or survey.unlisted:
-            rewritten = await rewrite(storage, base, survey.names, _without_dictionary(base, survey.names, how))
-            gone = await delete_segments(storage, identity, await condemn(storage, base, survey.unlisted, now))
-            swapped = await swap_rewritten(storage, base, survey.names, rewritten, now, gone)
-            if swapped is None:
-                continue
-            erasure.removed += [identity.segment_key(name) for name in sorted(gone)]
-            leaving = set(survey.names) - {ref.name for ref in swapped.tables.segments}
-            gone = await delete_segments(storage, identity, sorted(leaving))
-            await forget_condemned(storage, await read_whole_head(storage, identity), gone)
-            erasure.removed += [identity.segment_key(name) for name in sorted(gone)]
-            erasure.erased += sorted(survey.dead, key=lambda one: (one.file_id, one.content_hash))
-        if await _scan(storage, identity, erasure):
+        base = await find_shard(storage, identity)
+        if base is None:
             return erasure
+        try:
+            survey = await _survey(storage, base)
+            erasure.scanned = survey.scanned
+            erasure.kept = [identity.segment_key(name) for name in survey.mixed]
+            erasure.remaining = [identity.segment_key(name) for name in (*survey.names, *survey.unlisted)]
+            if not erasure.remaining:
+                return erasure
+            if survey.names and not await _rewrite(storage, base, survey.names, how, now):
+                continue
+        except ObjectNotFoundError as error:
+            await require_changed(storage, base, error)
+            continue
+        doomed = await condemn(storage, identity, survey.unlisted, now)
+        gone = await delete_condemned(storage, identity, {*doomed, *survey.names})
+        await forget_condemned(storage, identity, gone)
+        erasure.removed += [identity.segment_key(name) for name in sorted(gone)]
+        erasure.erased += sorted(survey.dead - {*erasure.erased}, key=lambda one: (one.file_id, one.content_hash))
     if erasure.remaining:
         raise ConflictError(
             f"{identity.head_key}: other writers left deleted files behind {_ATTEMPTS} times; run again."
         )
     return erasure
+
+
+async def _rewrite(storage: Storage, base: WholeHead, names: tuple[bytes, ...], how: Rewriting, now: int) -> bool:
+    """Copy what lives in some segments into new ones, and condemn the old ones; False: another compaction was first."""
+    if how.compression is None and any(ref.dictionary for ref in base.tables.segments if ref.name in names):
+        how = replace(how, compression=Compression())
+    rewritten = await rewrite(storage, base, names, how)
+    return await swap_rewritten(storage, base, names, rewritten, now, frozenset()) is not None
 
 
 @dataclass(slots=True)
@@ -122,52 +132,64 @@ class _Survey:
         unlisted: segments that no head lists, and that may be deleted.
         mixed: those that must not be, although they hold a deleted file.
         dead: the files of those rows.
+        scanned: how many objects were read for it.
     """
 
     names: tuple[bytes, ...] = ()
     unlisted: list[bytes] = field(default_factory=list)
     mixed: list[bytes] = field(default_factory=list)
     dead: set[ErasedFile] = field(default_factory=set)
+    scanned: int = 1
 
-    def note(self, row: CatalogRow) -> None:
-        """Take down a row that nothing points at."""
-        if not row.entry.deleted:
+    def note(self, row: CatalogRow, known: Entry | None) -> None:
+        """Take down a row that nothing points at, unless the same content lives elsewhere in the shard."""
+        if not row.entry.deleted and (known is None or known.deleted or known.content_hash != row.entry.content_hash):
             self.dead.add(ErasedFile(row.entry.file_id, row.entry.content_hash))
 
 
 async def _survey(storage: Storage, base: WholeHead) -> _Survey:
+    """Read all catalogs of a shard, and look for what the head does not point at."""
     survey = _Survey()
-    names = []
+    names = set()
     for ref in base.tables.segments:
-        is_worth_it = False
+        survey.scanned += 1
         async for row in _rows(storage, base.identity, ref.name):
             if _is_dead(base, ref.name, row):
-                is_worth_it = True
-                survey.note(row)
-        if is_worth_it:
-            names.append(ref.name)
-    survey.names = tuple(names)
+                names.add(ref.name)
+                survey.note(row, base.find(row.entry.file_id))
+    dictionaries = {ref.dictionary.content_hash for ref in base.tables.segments if ref.dictionary and ref.name in names}
+    survey.names = tuple(
+        ref.name
+        for ref in base.tables.segments
+        if ref.name in names or (ref.dictionary and ref.dictionary.content_hash in dictionaries)
+    )
     listed = {ref.name for ref in base.tables.segments}
     async for info in storage.list(base.identity.segment_prefix):
         name = segment_name(base.identity, info.key)
         if name is not None and name not in listed:
-            await _survey_unlisted(storage, base, name, survey)
+            with suppress(ObjectNotFoundError):  # collected since it was listed
+                await _survey_unlisted(storage, base, name, survey)
     return survey
 
 
 async def _survey_unlisted(storage: Storage, base: WholeHead, name: bytes, survey: _Survey) -> None:
+    survey.scanned += 1
+    is_condemned = any(item.name == name for item in base.tables.condemned)
     try:
         rows = [row async for row in _rows(storage, base.identity, name) if not row.entry.deleted]
-    except ObjectNotFoundError:
-        return  # collected since it was listed
+    except CorruptShardError:
+        if not is_condemned:
+            raise
+        rows = []
     known = [base.find(row.entry.file_id) for row in rows]
-    has_dead = any(entry is not None and entry.deleted for entry in known)
-    is_condemned = any(item.name == name for item in base.tables.condemned)
+    has_dead = any(
+        entry is not None and (entry.deleted or entry.content_hash != row.entry.content_hash)
+        for row, entry in zip(rows, known, strict=True)
+    )
     if is_condemned or (has_dead and None not in known):
         survey.unlisted.append(name)
         for row, entry in zip(rows, known, strict=True):
-            if entry is None or entry.deleted or entry.content_hash != row.entry.content_hash:
-                survey.note(row)
+            survey.note(row, entry)
     elif has_dead:
         survey.mixed.append(name)
 
@@ -188,18 +210,3 @@ def _is_dead(base: WholeHead, name: bytes, row: CatalogRow) -> bool:
     """Tell whether a row of a listed segment is one that the head does not point at."""
     placed = base.placed(row.entry.file_id)
     return placed is None or (placed.segment, placed.offset) != (name, row.entry.offset)
-
-
-def _without_dictionary(base: WholeHead, names: Collection[bytes], how: Rewriting) -> Rewriting:
-    has_dictionary = any(ref.dictionary for ref in base.tables.segments if ref.name in names)
-    return replace(how, compression=Compression()) if has_dictionary and how.compression is None else how
-
-
-async def _scan(storage: Storage, identity: Identity, erasure: Erasure) -> bool:
-    """Read what is there now, and look for what should have been erased. True: nothing is, or nothing more can be done."""
-    base = await read_whole_head(storage, identity)
-    survey = await _survey(storage, base)
-    erasure.scanned = 1 + sum([1 async for _ in storage.list(identity.segment_prefix)])
-    erasure.kept = [identity.segment_key(name) for name in survey.mixed]
-    erasure.remaining = [identity.segment_key(name) for name in (*survey.names, *survey.unlisted)]
-    return not erasure.remaining

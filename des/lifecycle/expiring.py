@@ -2,7 +2,10 @@
 
 Of each shard the head goes first, in a manner of speaking: an empty head is swapped in that condemns all segments and that no writer may change any more.
 From then on readers are told "not found", which is true, and never find damage. Then the segments are deleted, then the head. Whoever finishes what a crash
-broke off finds a closed head, or segments that have none.
+broke off finds a closed head.
+
+No store can delete on condition, so two runs that remove the same shard, and a packer that begins it anew between the last look of the one and
+its deletion of the head, can leave a shard without its head, for `des repair`. Its segments are never deleted: what is deleted was listed under the closed head.
 """
 
 from __future__ import annotations
@@ -47,7 +50,10 @@ async def days_to_expire(storage: Storage, older_than: timedelta, held: Collecti
         StorageError: the storage is unwell.
     """
     stays = {parse_day(day) for day in held}
-    limit = await storage.now() - older_than
+    try:
+        limit = await storage.now() - older_than
+    except OverflowError:
+        return []  # before the first day there is
     return [day for day in await days_of(storage) if day not in stays and _end_of(day, limit) <= limit]
 
 
@@ -70,23 +76,29 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
         StorageError: the storage is unwell.
     """
     measured = await measure_shard(storage, identity)
-    await close_shard(storage, identity, now)
+    version = await close_shard(storage, identity, now)
     keys = [info.key async for info in storage.list(identity.segment_prefix)]
+    if not await _is_still(storage, identity, version):
+        return measured  # another run has removed the shard; what was listed may belong to a new one
     for key in keys:
         await storage.delete(key)
-    await storage.delete(identity.head_key)
+    if await _is_still(storage, identity, version):
+        await storage.delete(identity.head_key)
     return measured
+
+
+async def _is_still(storage: Storage, identity: Identity, version: str) -> bool:
+    try:
+        return await storage.read_suffix(identity.head_key, 1, unless=version) is None
+    except ObjectNotFoundError:
+        return False
 
 
 async def measure_shard(storage: Storage, identity: Identity) -> ExpiredShard:
     """Tell what `expire_shard` would remove. Errors as there."""
     objects = sum([1 async for _ in storage.list(identity.segment_prefix)])
-    name = f"{identity.date}/{identity.shard_hex}"
     try:
-        loaded = await load_head(storage, identity)
+        tables = (await load_head(storage, identity)).head.tables
     except ObjectNotFoundError:
-        loaded = None
-    if loaded is None:
-        return ExpiredShard(name, 0, 0, objects)
-    tables = loaded.head.tables
-    return ExpiredShard(name, tables.files, tables.stored_bytes, objects + 1)
+        return ExpiredShard(identity.shard_name, 0, 0, objects)
+    return ExpiredShard(identity.shard_name, tables.files, tables.stored_bytes, objects + 1)

@@ -1,11 +1,17 @@
 """Repair: rebuild a shard's head from the catalogs of its segments, where the head is lost or damaged. A good head is left alone.
 
-The segments are the log of all that was decided, the head is its view. Of the rows of one file
+The segments are the log of all that was decided, the head is its view. A row is decided on the head of some generation, and one that takes the place
+of another, or deletes it, on a later head than that one. So of the rows of one file
 
-1. those in a segment that another one supersedes are ignored: a compaction carried along what counts of them;
-2. a tombstone beats all but a later row that replaced what was there;
-3. the higher generation wins, and where it did not replace what was there but says something else, that is reported: a packer that was killed
-   before its commit leaves just such a row, and the catalogs cannot tell which of the two was acknowledged.
+1. the highest generation wins, be it a file or a tombstone;
+2. where a file and a tombstone, or two different files, have the same generation, only one of them can have been committed, and nothing tells which: that is
+   reported. The tombstone is taken;
+3. where the winner is a file that did not replace what was there, but an earlier and different file is there and was not deleted in between, that is
+   reported too: a packer that was killed before its commit leaves just such a row;
+4. copies of a row are alike. Of those the one in a segment that no other one supersedes is taken, so that what a compaction left behind can be collected.
+   Rows that stand in superseded segments alone count as any other: of a compaction that was killed some of the new segments may be missing.
+
+Forgotten deletions do not come back: the tombstone outlives the file's rows, see `condemned`.
 
 What a catalog that cannot be read holds would be "not found" afterwards. That is no proof, so such a shard is not repaired unless told to. Payloads are
 not read: that is verification's work.
@@ -23,27 +29,28 @@ from des.errors import (
     CorruptShardError,
     ObjectNotFoundError,
     PreconditionFailedError,
+    StorageUnavailableError,
     UnsupportedFormatError,
 )
-from des.lifecycle.compacting import name_of
 from des.pack.commit import new_name
 from des.shard.layout import ENTRY_BYTES, Entry, decode_entry, to_microseconds
+from des.shard.reading import Head, parse_tail
 from des.shard.tables import HeadTables, SegmentRef
 from des.shard.writing import encode_head
 from des.storage.protocol import IfAbsent, IfVersion
 from des.store.catalogs import load_segment, read_rows
 from des.store.checking import check_head
-from des.store.heads import load_head, read_whole_head
+from des.store.heads import MAX_HEAD_BYTES, whole_head
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from des.shard.layout import Identity
     from des.storage.protocol import ObjectInfo, PutMode, Storage
     from des.store.catalogs import LoadedSegment
 
-# A row as it is sorted: file_id, then newest first is not needed; generation, segment, content type, its encoded entry.
+# A row as it is sorted: file_id, generation, number of its segment; then its content type and its encoded entry.
 _ROW = struct.Struct(f">16sQHH{ENTRY_BYTES}s")
 
 
@@ -68,7 +75,6 @@ class Repair:
         segments: those it lists.
         unclear: files whose version had to be chosen.
         unreadable: segments whose catalog cannot be read.
-        unexplained: how many files stand only in superseded segments, and were left out.
     """
 
     shard: str
@@ -78,12 +84,11 @@ class Repair:
     segments: int = 0
     unclear: list[Unclear] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    unexplained: int = 0
 
     @property
     def is_certain(self) -> bool:
         """Whether the shard is as it was, as far as its segments tell."""
-        return self.outcome != "refused" and not (self.unclear or self.unreadable or self.unexplained)
+        return self.outcome != "refused" and not (self.unclear or self.unreadable)
 
 
 async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadable: bool = False) -> Repair:
@@ -100,7 +105,7 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
         ShardFullError: the segments hold more than a shard takes.
         StorageError: the storage is unwell.
     """
-    repair = Repair(name_of(identity))
+    repair = Repair(identity.shard_name)
     state = await _state_of_head(storage, identity)
     if state is None:
         return repair
@@ -126,25 +131,28 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
 
 
 async def _state_of_head(storage: Storage, identity: Identity) -> tuple[PutMode, int] | None:
-    """Tell how a new head would take the place of this one, and the generation this one says; None: it is good."""
+    """Tell how a new head would take the place of this one, and the generation this one says; None: it is good.
+
+    What is judged and what would be replaced is one and the same version.
+    """
     try:
-        if not check_head(await read_whole_head(storage, identity)):
+        suffix = await storage.read_suffix(identity.head_key, MAX_HEAD_BYTES)
+    except ObjectNotFoundError:
+        return IfAbsent(), 0
+    if suffix is None:
+        raise StorageUnavailableError(f"{identity.head_key}: the storage gave no answer to a plain read.")
+    generation = 0
+    try:
+        tail = Head(parse_tail(suffix.data, suffix.total_size), identity)
+        tail.check_writable()
+        generation = tail.tables.generation
+        if not check_head(whole_head(identity, suffix.data, suffix.version)):
             return None
     except UnsupportedFormatError:
         raise
     except CorruptShardError:
         pass
-    except ObjectNotFoundError:
-        return IfAbsent(), 0
-    suffix = await storage.read_suffix(identity.head_key, 1)
-    generation = 0
-    try:
-        loaded = await load_head(storage, identity)
-    except CorruptShardError:
-        loaded = None
-    if loaded is not None:
-        generation = loaded.head.tables.generation
-    return (IfVersion(suffix.version) if suffix else IfAbsent()), generation
+    return IfVersion(suffix.version), generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,8 @@ async def _read_segments(storage: Storage, identity: Identity, repair: Repair) -
             continue  # collected since it was listed
         else:
             found.append(_Found(name, info, loaded))
+    superseded = {name for one in found for name in one.loaded.segment.tables.superseded}
+    found.sort(key=lambda one: (one.name not in superseded, one.loaded.segment.tables.generation, one.name))
     return found
 
 
@@ -183,7 +193,6 @@ class _Rebuilt:
     def __init__(self, identity: Identity, found: Sequence[_Found]) -> None:
         self._identity = identity
         self._found = found
-        self._superseded = {name for one in found for name in one.loaded.segment.tables.superseded}
         self._types: dict[str, int] = {}
         self._generation = 0
 
@@ -206,11 +215,7 @@ class _Rebuilt:
         """Decide which row of each file counts; return the head's tables and entries."""
         chosen: list[Entry] = []
         for file_id, group in groupby(rows, key=lambda row: row[:16]):
-            versions = list(self._versions(group))
-            if not versions:
-                repair.unexplained += 1
-                continue
-            winner, others = _winner(versions)
+            winner, others = _winner([_version(row) for row in group])
             chosen.append(winner.entry)
             if others:
                 repair.unclear.append(
@@ -218,18 +223,16 @@ class _Rebuilt:
                 )
         return self._head(chosen)
 
-    def _versions(self, group: Iterator[bytes]) -> Iterator[_Version]:
-        for row in group:
-            _, generation, number, type_number, encoded = _ROW.unpack(row)
-            if self._found[number].name not in self._superseded:
-                entry = decode_entry(encoded)._replace(segment=number, content_type=type_number)
-                yield _Version(generation, entry)
+    def _age(self, number: int) -> tuple[int, int]:
+        """Segments stand in a head in the order in which they came."""
+        return self._found[number].loaded.segment.tables.generation, number
 
     def _key(self, entry: Entry) -> str:
         return f"{self._found[entry.segment].info.key}@{entry.offset}"
 
     def _head(self, entries: Sequence[Entry]) -> tuple[HeadTables, bytes]:
-        numbers = {old: new for new, old in enumerate(sorted({entry.segment for entry in entries}))}
+        used = sorted({entry.segment for entry in entries}, key=self._age)
+        numbers = {old: new for new, old in enumerate(used)}
         types = sorted({entry.content_type for entry in entries} - {0})
         type_numbers = {0: 0} | {old: new for new, old in enumerate(types, start=1)}
         names = list(self._types)
@@ -281,23 +284,35 @@ class _Version:
         )
 
 
+def _version(row: bytes) -> _Version:
+    _, generation, number, type_number, encoded = _ROW.unpack(row)
+    return _Version(generation, decode_entry(encoded)._replace(segment=number, content_type=type_number))
+
+
 def _winner(versions: Sequence[_Version]) -> tuple[_Version, list[_Version]]:
     """Return the row that counts, and those that may count as well as it does.
 
     Args:
-        versions: at least one, by rising generation.
+        versions: at least one, by rising generation; of one generation, copies in superseded segments first.
     """
-    tombstones = [one for one in versions if one.entry.deleted]
-    files = [one for one in versions if not one.entry.deleted]
-    if tombstones:
-        last = tombstones[-1]
-        files = [one for one in files if one.entry.replaced and one.generation > last.generation]
-        if not files:
-            return last, []
-    best = files[-1]
-    rivals = [
+    highest = versions[-1].generation
+    tombstone = next((one for one in reversed(versions) if one.entry.deleted), None)
+    if tombstone is not None and tombstone.generation == highest:
+        return tombstone, _different(one for one in versions if one.generation == highest and not one.entry.deleted)
+    since = -1 if tombstone is None else tombstone.generation
+    best = versions[-1]
+    return best, _different(
         one
-        for one in files[:-1]
-        if not one.says_the_same_as(best) and (one.generation == best.generation or not best.entry.replaced)
-    ]
-    return best, rivals
+        for one in versions
+        if one.generation > since
+        and not one.says_the_same_as(best)
+        and (one.generation == highest or not best.entry.replaced)
+    )
+
+
+def _different(versions: Iterable[_Version]) -> list[_Version]:
+    found: list[_Version] = []
+    for one in versions:
+        if not any(one.says_the_same_as(other) for other in found):
+            found.append(one)
+    return found

@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 
 from des.errors import CorruptShardError
+from des.lifecycle.choosing import parted
 from des.pack.commit import new_name
 from des.shard.chunking import LargeEncoder, SeekTable, chunk_count, is_large
 from des.shard.codecs import Compression, Encoder, decode, worth_trying
@@ -100,24 +101,12 @@ async def rewrite(storage: Storage, base: WholeHead, names: Iterable[bytes], how
         StorageError: the storage is unwell.
     """
     wanted = set(names)
-    numbers = [number for number, ref in enumerate(base.tables.segments) if ref.name in wanted]
+    refs = [ref for ref in base.tables.segments if ref.name in wanted]
     rewritten = Rewritten()
-    for group in _groups([base.tables.segments[number] for number in numbers], how.compression):
+    for group in parted(refs) if how.compression is None else [refs]:
         async with open_tasks() as tasks:
             await _Group(storage, base, how, rewritten, tasks).rewrite(group)
     return rewritten
-
-
-def _groups(refs: Sequence[SegmentRef], compression: Compression | None) -> list[list[SegmentRef]]:
-    """Part segments by the dictionary their payloads may need; those without one go with the others where these have only one."""
-    if compression is not None:
-        return [list(refs)]
-    by_dictionary: dict[bytes, list[SegmentRef]] = {}
-    for ref in refs:
-        by_dictionary.setdefault(ref.dictionary.content_hash if ref.dictionary else b"", []).append(ref)
-    if len(by_dictionary) == 2 and b"" in by_dictionary:  # noqa: PLR2004 - none, and the only one
-        return [list(refs)]
-    return list(by_dictionary.values())
 
 
 @dataclass(frozen=True, slots=True)

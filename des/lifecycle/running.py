@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 
 from des.errors import DESError, InvalidRequestError, SettingsError, StorageError
-from des.lifecycle.compacting import name_of
 from des.routing import parse_day
 from des.storage.descriptor import DESCRIPTOR_KEY, require_descriptor
 from des.storage.opening import open_storage
@@ -137,7 +136,7 @@ async def maintain(
         except (StorageError, SettingsError):
             raise
         except DESError as error:
-            outcome.failed.append(Failed(name_of(identity), error.status, str(error)))
+            outcome.failed.append(Failed(identity.shard_name, error.status, str(error)))
         done()
 
     await run_all(one, shards, at_once)

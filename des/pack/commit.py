@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ from des.store.heads import WholeHead, load_head, read_whole_head
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from des.storage.protocol import Storage
+    from des.storage.protocol import PutMode, Storage
 
 # How often others may win, and how often the storage may fail otherwise: the storage has tried again by itself before it says so.
 MAX_ATTEMPTS = 40
@@ -81,17 +82,32 @@ async def open_shard(storage: Storage, identity: Identity) -> WholeHead:
         CorruptShardError: the head is damaged; a damaged head is never a base.
         StorageError: the storage is unwell.
     """
-    try:
-        return await read_whole_head(storage, identity)
-    except ObjectNotFoundError:
-        pass
-    if (await storage.list_level(identity.segment_prefix)).objects:
-        return await _read_again(storage, identity)
+    found = await find_shard(storage, identity)
+    if found is not None:
+        return found
     head = await _make_head(storage, identity)
     descriptor = await require_descriptor(storage)
     if descriptor.n_bits_on(identity.date) != identity.n_bits:
         raise SettingsError(f"n_bits of {identity.date} has just been changed; run again.")
     return head
+
+
+async def find_shard(storage: Storage, identity: Identity) -> WholeHead | None:
+    """Read a shard's head as a base for writing; None: there is no such shard.
+
+    Raises:
+        LostHeadError: there are segments but no head.
+        ConflictError: the shard is being removed.
+        CorruptShardError: the head is damaged; a damaged head is never a base.
+        StorageError: the storage is unwell.
+    """
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError:
+        pass
+    if (await storage.list_level(identity.segment_prefix)).objects:
+        return await require_shard(storage, identity)
+    return None
 
 
 async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
@@ -109,9 +125,17 @@ async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
     return await read_whole_head(storage, identity)
 
 
+async def require_shard(storage: Storage, identity: Identity) -> WholeHead:
+    """Read the head of a shard that is there. Errors as for `find_shard`; LostHeadError also where the shard is gone."""
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError as error:
+        raise lost_head(identity) from error
+
+
 def lost_head(identity: Identity) -> LostHeadError:
     """Return the error that names a lost head and its cure."""
-    shard = f"{identity.date}/{identity.shard_hex}"
+    shard = identity.shard_name
     return LostHeadError(
         f"shard {shard} has segments, but its head {identity.head_key} is gone; run `des repair {shard}` before writing to it."
     )
@@ -166,7 +190,7 @@ async def swap(
         if failure is not None:
             longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** len(tried))
             await pause(random.uniform(0, longest))  # noqa: S311 - jitter
-            head = await _read_again(storage, base.identity)
+            head = await require_shard(storage, base.identity)
             if tried.intersection(head.tables.commit_log):
                 return Swapped(head.tables, written=True)
             _check_history(head, base)
@@ -196,13 +220,16 @@ async def swap(
             return Swapped(tables, written=True)
 
 
-async def close_shard(storage: Storage, identity: Identity, since: int) -> None:
+async def close_shard(storage: Storage, identity: Identity, since: int) -> str:
     """Swap in an empty head that condemns all segments and that no writer may change any more: the beginning of a shard's removal.
 
     Args:
         storage: the store's place.
-        identity: the shard. One without a head is closed enough: nobody can write to it.
+        identity: the shard. Where it has no head, a closed one is made, so that nobody makes another kind meanwhile.
         since: microseconds since 1970.
+
+    Returns:
+        The version of the closed head.
 
     Raises:
         CorruptShardError: the head is damaged.
@@ -210,30 +237,19 @@ async def close_shard(storage: Storage, identity: Identity, since: int) -> None:
         StorageError: the storage is unwell.
     """
     for _ in range(MAX_ATTEMPTS):
-        try:
+        tables = HeadTables(generation=0, lineage=new_name())
+        mode: PutMode = IfAbsent()
+        with suppress(ObjectNotFoundError):
             loaded = await load_head(storage, identity)
-        except ObjectNotFoundError:
-            return
-        if loaded is None or loaded.head.is_closed:
-            return
-        tables = loaded.head.tables
+            if loaded.head.is_closed:
+                return loaded.version
+            tables, mode = loaded.head.tables, IfVersion(loaded.version)
         going = [Condemned(ref.name, since) for ref in tables.segments]
         empty = HeadTables(tables.generation, tables.lineage, commit_log=tables.commit_log)
         closed = replace(empty, condemned=(*tables.condemned, *going)).committed(new_name())
-        try:
-            await storage.put(
-                identity.head_key, encode_head(identity, closed, b"", closed=True), IfVersion(loaded.version)
-            )
-        except PreconditionFailedError:
-            continue
+        with suppress(PreconditionFailedError):  # read again: who was first, or whether this was the echo of a success
+            await storage.put(identity.head_key, encode_head(identity, closed, b"", closed=True), mode)
     raise ConflictError(f"{identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again.")
-
-
-async def _read_again(storage: Storage, identity: Identity) -> WholeHead:
-    try:
-        return await read_whole_head(storage, identity)
-    except ObjectNotFoundError as error:
-        raise lost_head(identity) from error
 
 
 def _check_history(head: WholeHead, base: WholeHead) -> None:

@@ -307,6 +307,11 @@ class Identity:
         return head_key(self.date, self.shard_hex)
 
     @property
+    def shard_name(self) -> str:
+        """`YYYYMMDD/HH`, as people and commands name a shard."""
+        return f"{self.date}/{self.shard_hex}"
+
+    @property
     def segment_prefix(self) -> str:
         """Prefix of the shard's segments."""
         return segment_prefix(self.date, self.shard_hex)

@@ -263,8 +263,9 @@ class Head:
             UnsupportedFormatError: it uses features that writers must know.
         """
         if self.is_closed:
-            name = f"{self.identity.date}/{self.identity.shard_hex}"
-            raise ConflictError(f"shard {name} is being removed by `des expire`; run again when that has finished.")
+            raise ConflictError(
+                f"shard {self.identity.shard_name} is being removed by `des expire`; run again when that has finished."
+            )
         unknown = self.tail.ro_compat & ~KNOWN_RO_COMPAT
         if unknown:
             raise UnsupportedFormatError(

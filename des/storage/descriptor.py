@@ -20,8 +20,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from des.errors import InvalidRequestError, ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
-from des.routing import MAX_N_BITS, MIN_N_BITS, parse_day
+from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
+from des.routing import MAX_N_BITS, MIN_N_BITS, is_day
 from des.storage.protocol import IfAbsent
 
 if TYPE_CHECKING:
@@ -161,19 +161,12 @@ class Descriptor:
             len(self.store_id) == _STORE_ID_BYTES
             and days[:1] == [_FIRST_DAY]
             and days == sorted(set(days))
-            and all(_is_day(day) for day in days)
+            and all(is_day(day) for day in days)
             and all(MIN_N_BITS <= n_bits <= MAX_N_BITS for n_bits in bits)
             and 0 <= held.start <= held.end < 1 << held.n_bits
         )
         if not sound:
             raise SettingsError(f"{DESCRIPTOR_KEY} says impossible things; restore it with `des init STORE --adopt`.")
-
-
-def _is_day(day: str) -> bool:
-    try:
-        return parse_day(day) == day
-    except InvalidRequestError:
-        return False
 
 
 async def read_descriptor(storage: Storage) -> Descriptor | None:
@@ -223,7 +216,7 @@ async def ensure_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
 
 
 async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
-    if any(_is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
+    if any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
         # Looked for once more: another writer may just have made it, and its first shards.
         descriptor = await read_descriptor(storage)
         if descriptor is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
 from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
@@ -99,6 +99,10 @@ class LoadedHead:
         return entry
 
 
+@overload
+async def load_head(storage: Storage, identity: Identity) -> LoadedHead: ...
+@overload
+async def load_head(storage: Storage, identity: Identity, *, unless: str | None) -> LoadedHead | None: ...
 async def load_head(storage: Storage, identity: Identity, *, unless: str | None = None) -> LoadedHead | None:
     """Read and check the tail of a shard's head.
 
@@ -234,15 +238,20 @@ async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: 
         UnsupportedFormatError: it uses features this release may not write.
         StorageError: the storage is unwell.
     """
-    key = identity.head_key
-    suffix = await storage.read_suffix(key, MAX_HEAD_BYTES)
+    suffix = await storage.read_suffix(identity.head_key, MAX_HEAD_BYTES)
     if suffix is None or len(suffix.data) != suffix.total_size:
-        raise CorruptShardError(f"{key} is longer than any head.")
-    data = memoryview(suffix.data)
+        raise CorruptShardError(f"{identity.head_key} is longer than any head.")
+    return whole_head(identity, suffix.data, suffix.version, for_writing=for_writing)
+
+
+def whole_head(identity: Identity, encoded: bytes, version: str, *, for_writing: bool = True) -> WholeHead:
+    """Verify all of a head's bytes. Errors as for `read_whole_head`."""
+    key = identity.head_key
+    data = memoryview(encoded)
     try:
         if decode_header(data) != (identity, Kind.HEAD):
             raise CorruptShardError("its header is another shard's.")
-        head = Head(parse_tail(data, suffix.total_size), identity)
+        head = Head(parse_tail(data, len(data)), identity)
         head.check_structure()
         if for_writing:
             head.check_writable()
@@ -260,4 +269,4 @@ async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: 
     entries = data[HEADER.size : head.tail.start]
     if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
         raise CorruptShardError(f"{key}: it does not count its entries right.")
-    return WholeHead(head, entries, suffix.version)
+    return WholeHead(head, entries, version)

@@ -18,7 +18,7 @@ from des.errors import (
     PreconditionFailedError,
     StorageUnavailableError,
 )
-from des.routing import FILE_ID_BYTES, file_id, parse_day
+from des.routing import FILE_ID_BYTES, file_id, is_day, parse_day
 from des.shard.codecs import guess_content_type
 from des.shard.layout import ENTRY_BYTES, Entry, Identity, decode_entry, from_microseconds
 from des.shard.reading import check_page_order
@@ -64,11 +64,7 @@ def parse_cursor(after: str | None) -> bytes:
 async def days_of(storage: Storage) -> list[str]:
     """Return the days (YYYYMMDD) that have shards, in order."""
     level = await storage.list_level("")
-    return [
-        day
-        for day in (prefix.rstrip("/") for prefix in level.prefixes)
-        if len(day) == len("YYYYMMDD") and day.isdecimal()
-    ]
+    return [day for day in (prefix.rstrip("/") for prefix in level.prefixes) if is_day(day)]
 
 
 async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[Identity]:

@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from des.storage.local import LocalStorage
+from tests.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from des.storage.protocol import Storage
 
 
 @pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    storage = LocalStorage(tmp_path / "store")
-    yield storage
-    await storage.aclose()
+def storage() -> Storage:
+    return MemoryStorage()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("des.pack.commit._FIRST_PAUSE", 0.0)

@@ -16,18 +16,17 @@ FILES = {f"file-{number}": b"content %d" % number for number in range(20)}
 
 
 async def test_deleted_files_are_gone_and_the_others_are_not(storage: Storage) -> None:
-    await make_store(storage, FILES)
+    maker = await make_store(storage, FILES)
     deletions = await delete_files(
         storage, [("file-3", WHEN), ("file-4", WHEN), ("other", WHEN), ("file-3", "2024-01-31")]
     )
     assert deletions == [
-        Deletion("file-3", DAY, "deleted"),
-        Deletion("file-4", DAY, "deleted"),
-        Deletion("other", DAY, "not_found"),
+        Deletion(uid, DAY, maker.identity(uid).shard_name, outcome)
+        for uid, outcome in (("file-3", "deleted"), ("file-4", "deleted"), ("other", "not_found"))
     ]
     left = {uid: content for uid, content in FILES.items() if uid not in {"file-3", "file-4"}}
     await check(storage, left, ["file-3", "file-4"])
-    assert await delete_files(storage, [("file-3", WHEN)]) == [Deletion("file-3", DAY, "already_deleted")]
+    assert [one.outcome for one in await delete_files(storage, [("file-3", WHEN)])] == ["already_deleted"]
 
 
 async def test_nothing_is_written_where_nothing_is_deleted(storage: Storage) -> None:
