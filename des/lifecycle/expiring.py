@@ -2,7 +2,7 @@
 
 Of each shard the head goes first, in a manner of speaking: an empty head is swapped in that condemns all segments and that no writer may change any more.
 From then on readers are told "not found", which is true, and never find damage. Then the segments are deleted, then the head. Whoever finishes what a crash
-broke off finds a closed head.
+broke off finds a closed head. A packer that was about to add to the shard is refused; the segment it may have uploaded by then goes with the next run.
 
 No store can delete on condition, so two runs that remove the same shard, and a packer that begins it anew between the last look of the one and
 its deletion of the head, can leave a shard without its head, for `des repair`. Its segments are never deleted: what is deleted was listed under the closed head.

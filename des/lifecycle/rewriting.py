@@ -345,7 +345,7 @@ class _Output:
 
     async def run(self, storage: Storage, *, task_status: TaskStatus[None]) -> None:
         """Write what `write` is given until `finish`; leaves no object where it is cancelled."""
-        async with self._receive:
+        async with self._send, self._receive:
             async with storage.open_writer(self._key) as out:
                 task_status.started()
                 async for data in self._receive:
