@@ -8,10 +8,10 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench serve clean
+.PHONY: help demo test soak check fmt bench bench-s3 serve clean
 
 help: ## Print the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(RUNTIME): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ fmt: $(DEV) ## Format, and mend what the linter can mend
 
 bench: $(DEV) ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+bench-s3: $(DEV) ## Measure reading from S3 on SeaweedFS; LARGE=1 also sends 4 GiB there and back
+	$(BIN)/python -m benchmarks.s3
+	$(if $(LARGE),$(BIN)/python -m benchmarks.s3_large)
 
 serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
 	$(BIN)/des serve

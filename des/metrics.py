@@ -16,13 +16,14 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -277,6 +278,11 @@ def metered(storage: Storage, *, reports_requests: bool = False) -> Storage:
         reports_requests: it reports each of its requests by `request_made` itself, retries included.
     """
     return MeteredStorage(storage, reports_requests=reports_requests) if _registry.is_active else storage
+
+
+def request_observer(place: str) -> Callable[[RequestRecord], None] | None:
+    """Return what counts the requests that a storage reports itself; None where nobody counts."""
+    return partial(request_made, place) if _registry.is_active else None
 
 
 def request_made(place: str, record: RequestRecord) -> None:

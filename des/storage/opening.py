@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -75,7 +74,7 @@ async def _open_s3(settings: Settings) -> Storage:
     from des.storage.s3_config import S3Config  # noqa: PLC0415
 
     config = S3Config.from_settings(settings)
-    storage = await open_s3(config, observe=partial(metrics.request_made, config.address))
+    storage = await open_s3(config, observe=metrics.request_observer(config.address))
     try:
         with anyio.move_on_after(_ACCESS_SECONDS):
             await storage.check_access()

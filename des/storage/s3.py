@@ -27,7 +27,7 @@ from des.storage.s3_multipart import body_of, open_upload
 from des.storage.s3_presigned import PresignedSource
 from des.storage.s3_probe import probe_conditional_writes
 from des.storage.s3_ranges import RangeRead, version_of
-from des.storage.s3_reading import ClientSource, Source, read_pieces
+from des.storage.s3_reading import ClientSource, Source, read_pieces, read_whole
 from des.storage.s3_requests import Requests
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class S3Storage:
         for _ in range(_SUFFIX_READS):
             read = RangeRead.of_suffix(subject, length, unless)
             try:
-                data = await self._read("read_suffix", read)
+                data = await read_whole(self._requests, self._source, "read_suffix", read)
             except PreconditionFailedError:
                 continue
             if read.outcome == "unmodified":
@@ -115,7 +115,8 @@ class S3Storage:
         purpose: Purpose = "payload",  # noqa: ARG002
     ) -> bytes:
         """See `Storage.read_range`."""
-        return await self._read("read_range", RangeRead(self._requests.subject(key, "read"), start, end, version))
+        read = RangeRead(self._requests.subject(key, "read"), start, end, version)
+        return await read_whole(self._requests, self._source, "read_range", read)
 
     @asynccontextmanager
     async def stream_range(
@@ -132,7 +133,7 @@ class S3Storage:
         A stream holds a connection until its context ends, also while nobody takes its pieces.
         """
         read = RangeRead(self._requests.subject(key, "read"), start, end, version)
-        async with aclosing(read_pieces(self._requests, self._source, "stream_range", read, stream=True)) as pieces:
+        async with aclosing(read_pieces(self._requests, self._source, "stream_range", read)) as pieces:
             yield pieces
 
     async def head(self, key: str) -> ObjectInfo:
@@ -295,12 +296,6 @@ class S3Storage:
             "StorageClass": self.config.storage_class,
         }
         return {name: value for name, value in options.items() if value}
-
-    async def _read(self, verb: str, read: RangeRead) -> bytes:
-        pieces: list[bytes] = []
-        async with aclosing(read_pieces(self._requests, self._source, verb, read, stream=False)) as arriving:
-            pieces.extend([piece async for piece in arriving])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _put(self, key: str, data: bytes, mode: PutMode) -> str:
         condition: dict[str, Any] = {}

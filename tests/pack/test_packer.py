@@ -30,6 +30,7 @@ from tests.making import make_store
 from tests.pack.packing import (
     CREATED_AT,
     DAY,
+    Place,
     Row,
     Run,
     Sources,
@@ -83,7 +84,7 @@ async def packed(storage: Storage, sources: Sources, rows: list[Row], **options:
     return run
 
 
-async def get(base_dir: Path, uid: str) -> bytes:
+async def get(base_dir: Place, uid: str) -> bytes:
     async with open_store(base_dir) as store:
         return await store.get(uid, date_of(DAY))
 
@@ -131,7 +132,7 @@ class TestOnce:
         self, base_dir: Path, storage: LocalStorage, sources: Sources
     ) -> None:
         rows = [
-            sources.row("missing", b"") | {"source_path": str(base_dir / "nowhere")},
+            sources.row("missing", b"") | {"source_path": str(sources.directory / "nowhere")},
             sources.row("good", b"content"),
             sources.row("directory", b"") | {"source_path": str(sources.directory)},
             sources.row("size", b"content", size_bytes=8),
