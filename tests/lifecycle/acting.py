@@ -15,15 +15,15 @@ from des.lifecycle.expiring import expire_shard
 from des.lifecycle.repairing import Repair, repair_shard
 from des.lifecycle.rewriting import Rewriting
 from des.shard.codecs import Compression
+from des.storage.descriptor import require_descriptor
 from des.store.verifying import verify
 from tests.lifecycle.living import MINUTE, now
 from tests.lifecycle.test_erasing import add_orphan
-from tests.making import DAY, WHEN, make_store, reading
+from tests.making import DAY, WHEN, Maker, make_store, reading
 from tests.pack.packing import Run, Sources, names_of_one_shard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
 
     from des.pack.decisions import OnConflict
     from des.shard.layout import Identity
@@ -44,6 +44,11 @@ def content(uid: str, version: str) -> bytes:
 FILES = {uid: content(uid, "first") for uid in (*KEPT, VICTIM, BOTH, SWAPPED, LEFT)} | {BACK: content(BACK, "second")}
 REPLACING = {uid: content(uid, "replacing") for uid in (BOTH, SWAPPED, GONE)}
 PACKED = {uid: content(uid, "first") for uid in (*NEW, KEPT[0])}
+
+
+async def shard_on(storage: Storage) -> Identity:
+    """Return the shard that all of it is about."""
+    return Maker(storage, await require_descriptor(storage)).identity(KEPT[0])
 
 
 async def build(storage: Storage) -> Identity:
@@ -85,11 +90,6 @@ class Actions:
 
     identity: Identity
     sources: Sources
-    manifests: dict[str, Path] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, files in (("pack", PACKED), ("replace", REPLACING)):
-            self.manifests[name] = self.sources.manifest(self.sources.rows(files), f"{name}.json")
 
     def all(self) -> dict[str, Callable[[Storage, Told], Awaitable[object]]]:
         return {
@@ -115,7 +115,10 @@ class Actions:
     ) -> None:
         told.maybe |= files.keys()
         run = Run()
-        await run.pack(storage, self.manifests[name], on_conflict=mode, compression=PLAIN)
+        manifest = self.sources.directory / f"{name}.json"
+        if not manifest.exists():
+            self.sources.manifest(self.sources.rows(files), manifest.name)
+        await run.pack(storage, manifest, on_conflict=mode, compression=PLAIN)
         failed = {row["uid"] for row in run.failures}
         assert {row["status"] for row in run.failures} <= {"conflict", "deleted", "corrupt"}
         told.packed |= {uid: content for uid, content in files.items() if uid not in failed}

@@ -10,6 +10,7 @@ from tests.lifecycle.living import check, shards
 from tests.making import DAY, WHEN, make_store
 
 if TYPE_CHECKING:
+    from des.lifecycle.deleting import Outcome
     from des.storage.protocol import Storage
 
 FILES = {f"file-{number}": b"content %d" % number for number in range(20)}
@@ -20,9 +21,9 @@ async def test_deleted_files_are_gone_and_the_others_are_not(storage: Storage) -
     deletions = await delete_files(
         storage, [("file-3", WHEN), ("file-4", WHEN), ("other", WHEN), ("file-3", "2024-01-31")]
     )
+    outcomes: dict[str, Outcome] = {"file-3": "deleted", "file-4": "deleted", "other": "not_found"}
     assert deletions == [
-        Deletion(uid, DAY, maker.identity(uid).shard_name, outcome)
-        for uid, outcome in (("file-3", "deleted"), ("file-4", "deleted"), ("other", "not_found"))
+        Deletion(uid, DAY, maker.identity(uid).shard_name, outcome) for uid, outcome in outcomes.items()
     ]
     left = {uid: content for uid, content in FILES.items() if uid not in {"file-3", "file-4"}}
     await check(storage, left, ["file-3", "file-4"])
