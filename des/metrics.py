@@ -77,6 +77,9 @@ BYTES_OUT = Instrument("des_http_bytes_out_total", "counter", "Bytes of HTTP bod
 PACK_FILES = Instrument("des_pack_files_total", "counter", "Files of manifests by outcome", ("status",))
 PACK_BYTES = Instrument("des_pack_bytes_total", "counter", "Bytes read from sources and stored", ("direction",))
 PACK_SECONDS = Instrument("des_pack_seconds_total", "counter", "Seconds spent packing")
+PACK_SUCCESS = Instrument(
+    "des_pack_last_success_timestamp_seconds", "gauge", "When a run last packed all its files, in seconds since 1970"
+)
 
 INSTRUMENTS = (
     RETRIEVALS,
@@ -95,6 +98,7 @@ INSTRUMENTS = (
     PACK_FILES,
     PACK_BYTES,
     PACK_SECONDS,
+    PACK_SUCCESS,
 )
 
 
@@ -103,6 +107,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter | Gauge] = {}
+        self._gauges: dict[str, Gauge] = {}
         self._times: dict[str, Histogram] = {}
         self._count_children: dict[tuple[str, tuple[str, ...]], Counter | Gauge] = {}
         self._time_children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
@@ -120,7 +125,8 @@ class _Registry:
             if one.kind == "counter":
                 self._counts[one.name] = Counter(one.name, one.help, one.labels)
             elif one.kind == "gauge":
-                self._counts[one.name] = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
+                gauge = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
+                self._counts[one.name] = self._gauges[one.name] = gauge
             else:
                 self._times[one.name] = Histogram(one.name, one.help, one.labels, buckets=_LATENCY_BUCKETS)
 
@@ -133,6 +139,11 @@ class _Registry:
             family = self._counts[instrument.name]
             child = self._count_children[key] = family.labels(*labels) if labels else family
         child.inc(amount)
+
+    def set(self, instrument: Instrument, value: float) -> None:
+        gauge = self._gauges.get(instrument.name)
+        if gauge is not None:
+            gauge.set(value)
 
     def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
         if not self._times:
@@ -183,12 +194,24 @@ def process_ended(pid: int) -> None:
 def write_file(path: Path) -> None:
     """Write the instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
 
+    Those of the process and the interpreter are left out: the node exporter has its own of the same names, and would refuse all.
+
     Raises:
         OSError: it cannot be written.
     """
     from prometheus_client import REGISTRY, write_to_textfile  # noqa: PLC0415 - as in `activate`
 
-    write_to_textfile(str(path), REGISTRY)
+    names = [one.name + ending for one in INSTRUMENTS for ending in ("", "_bucket", "_count", "_sum")]
+    write_to_textfile(str(path), REGISTRY.restricted_registry(names))
+
+
+def value_in_file(path: Path, instrument: Instrument) -> float | None:
+    """Return what a file that `write_file` wrote says of an instrument without labels; None where it says nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return next((float(line.split()[1]) for line in lines if line.startswith(f"{instrument.name} ")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def retrieval_done(backend: str, status: Status, seconds: float) -> None:
@@ -232,6 +255,11 @@ def bytes_packed(read: int, stored: int) -> None:
 def packing_took(seconds: float) -> None:
     """Count the time of a pack."""
     _registry.add(PACK_SECONDS, seconds)
+
+
+def packing_succeeded(at: float) -> None:
+    """Note when a pack last packed all its files, in seconds since 1970."""
+    _registry.set(PACK_SUCCESS, at)
 
 
 class CacheCounts(Protocol):

@@ -18,17 +18,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from des import metrics
-from des.http.addressing import path_below_files, raw_path
+from des.http import openapi
+from des.http.addressing import names_listing, path_below_files, raw_path
+from des.http.batch import BatchEndpoint, takes_content
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
 from des.http.limits import RequestLimit
+from des.http.listings import FilesOfDayEndpoint, ShardsOfDayEndpoint
 from des.http.problems import Problem, RefusedError, method_not_allowed, overloaded
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -81,12 +84,18 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     probes = _Probes(service)
     app = Starlette(
         routes=[
-            _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
-            Route("/health", probes.health, methods=["GET"]),
-            Route("/ready", probes.ready, methods=["GET"]),
-            Route("/metrics", _metrics, methods=["GET"]),
+            _FilesRoute(openapi.FILE.path, FileEndpoint(service), methods=openapi.FILE.methods, middleware=limited),
+            _FilesOfDayRoute(
+                openapi.FILES.path, FilesOfDayEndpoint(service), methods=openapi.FILES.methods, middleware=limited
+            ),
+            _route(openapi.SHARDS, ShardsOfDayEndpoint(service), limited),
+            _route(openapi.BATCH, BatchEndpoint(service), limited),
+            _route(openapi.HEALTH, probes.health),
+            _route(openapi.READY, probes.ready),
+            _route(openapi.METRICS, _metrics),
+            _route(openapi.OPENAPI, _openapi),
         ],
-        middleware=[Middleware(ExchangeMiddleware, service)],
+        middleware=[Middleware(ExchangeMiddleware, service, takes_content)],
         exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
@@ -95,14 +104,28 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     return app
 
 
+def _route(operation: openapi.Operation, endpoint: Callable[..., Any], middleware: Sequence[Middleware] = ()) -> Route:
+    return Route(operation.path, endpoint, methods=operation.methods, middleware=middleware)
+
+
 class _FilesRoute(Route):
     """Both spellings of `/files`, matched on the raw path: the decoded one is not the uid, and a line break in it matches nothing."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
-        if below_files is None:
+        if below_files is None or (not below_files and names_listing(scope["query_string"])):
             return Match.NONE, {}
         return Match.FULL, {"endpoint": self.endpoint, "path_params": {"below_files": below_files}}
+
+
+class _FilesOfDayRoute(Route):
+    """`/files` as a listing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
+        if below_files != b"":
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
 
 
 class _Probes:
@@ -124,6 +147,10 @@ class _Probes:
 async def _metrics(_request: Request) -> Response:
     body = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
+
+
+async def _openapi(_request: Request) -> Response:
+    return JSONResponse(openapi.document())
 
 
 async def _refuse(_request: Request, error: Any) -> NoReturn:  # noqa: ANN401 - Starlette hands in what it was registered for

@@ -9,7 +9,8 @@ Rules:
 4. Whatever goes wrong before the first byte is answered by a problem. After it the body is left unfinished, so that the
    server breaks the connection and the client notices; an answer never ends well that is not whole.
 5. A client that leaves cancels the work for it. Each `send` has a deadline: a client that takes nothing for that long is let go.
-6. Content of a request is thrown away as it comes, unread: no endpoint takes any, and what nobody reads would block the server.
+6. Content of a request is thrown away as it comes, unless its endpoint takes it: what nobody reads would block the server. An endpoint
+   takes it whole, within a size and `request_timeout`, before it does anything else.
 7. While the service drains, every answer asks the client to close the connection.
 
 Cancelling is the task's own (`Task.cancel`, and `uncancel` where it ends here, as asyncio.timeout does it): a cancel scope
@@ -31,13 +32,15 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+import anyio
+
 from des import metrics
 from des.errors import DESError
 from des.http.addressing import raw_path
 from des.http.problems import Problem, RefusedError, describe, send_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 SCOPE_KEY: Final = "des.exchange"
 ABORT_KEY: Final = "des.abort"  # in the scope's state: drops the connection at once, where the server lets us
 WATCH_AFTER: Final = 0.05
+DISCARD_SECONDS: Final = 1.0
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _log = logging.getLogger("des.http")
@@ -56,17 +60,17 @@ _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
-_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
+_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at", b"date", b"after", b"limit"})
 
 
 class ExchangeMiddleware:
     """The outermost middleware."""
 
-    __slots__ = ("_app", "_service")
+    __slots__ = ("_app", "_service", "_takes_content")
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the application."""
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, takes_content: Callable[[Scope], bool]) -> None:
+        """Wrap the application; `takes_content` tells for which requests an endpoint calls `Exchange.content`."""
+        self._app, self._service, self._takes_content = app, service, takes_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; pass on what is none."""
@@ -76,7 +80,7 @@ class ExchangeMiddleware:
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app)
+        await exchange.answer(self._app, self._takes_content)
 
 
 class Exchange:
@@ -102,6 +106,7 @@ class Exchange:
         "_task",
         "_timer",
         "_trouble",
+        "_unread",
         "fields",
     )
 
@@ -120,11 +125,14 @@ class Exchange:
         self._status = 0
         self._sent_bytes = 0
         self._trouble = ""
+        self._unread = False  # there is content that an endpoint is to take
 
-    async def answer(self, app: ASGIApp) -> None:
+    async def answer(self, app: ASGIApp, takes_content: Callable[[Scope], bool]) -> None:
         """Let the application answer, and see to it that there is an answer or a broken connection."""
         if self._has_content():
-            self._watch()
+            self._unread = takes_content(self._scope)
+            if not self._unread:
+                self._watch()
         else:
             self._timer = self._loop.call_later(WATCH_AFTER, self._watch)
         try:
@@ -157,6 +165,49 @@ class Exchange:
     def has_begun(self) -> bool:
         """Whether the answer's header has gone out, so that no other answer can."""
         return self._status != 0
+
+    @property
+    def declared_length(self) -> int | None:
+        """Bytes of content that the request says it has; None where it does not say."""
+        declared = self.fields.get(b"content-length", b"")
+        return int(declared) if declared.isdigit() else None
+
+    async def content(self, limit: int) -> bytes:
+        """Return the request's content, once, to an endpoint that was said to take it.
+
+        Args:
+            limit: bytes it may have.
+
+        Raises:
+            RefusedError: it is longer, or does not come within `request_timeout`.
+        """
+        if not self._unread:
+            return b""
+        if (self.declared_length or 0) > limit:
+            raise _too_long(limit)
+        received = bytearray()
+        try:
+            with anyio.fail_after(self._service.settings.request_timeout):
+                while await self._receive_content(received):
+                    if len(received) > limit:
+                        raise _too_long(limit)
+        except TimeoutError as error:
+            detail = "The request's content did not come in time."
+            raise RefusedError(Problem(HTTPStatus.REQUEST_TIMEOUT, detail, (_CLOSE,))) from error
+        if len(received) > limit:
+            raise _too_long(limit)
+        self._watch()
+        return bytes(received)
+
+    async def _receive_content(self, received: bytearray) -> bool:
+        """Add what comes next to what was received, and return whether more is to come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._trouble = _LEFT
+            raise asyncio.CancelledError(_LEFT)
+        self._unread = message.get("more_body", False)
+        received += message.get("body", b"")
+        return self._unread
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer; never a body to a HEAD."""
@@ -227,6 +278,11 @@ class Exchange:
     async def _fail(self, error: Exception) -> None:
         problem = describe(error)
         self._report(error, problem)
+        if self._unread:
+            # A connection that is closed with content on its way is reset, and the answer lost with it.
+            with anyio.move_on_after(DISCARD_SECONDS):
+                while await self._receive_content(bytearray()):
+                    pass
         if self.has_begun:
             self._trouble = "broken off"
         else:
@@ -272,6 +328,11 @@ class _AccessLine:
         trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
         target = json.dumps(f"{entry['method']} {entry['target']}")
         return f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
+
+
+def _too_long(limit: int) -> RefusedError:
+    detail = f"The request's content is longer than {limit} bytes."
+    return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (_CLOSE,)))
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

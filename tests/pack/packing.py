@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from des.pack.inputs import Manifests
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.routing import file_id, shard_index
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from des.pack.decisions import OnConflict
+    from des.pack.partition import Partition
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
     from des.store.verifying import VerifyReport
@@ -121,10 +123,12 @@ class Run:
         memory: int = 64 << 20,
         threads: int = 2,
         single_writer: bool = True,
+        partition: Partition | None = None,
+        source_root: Path | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
-            manifests=manifests,
+            inputs=[Manifests(str(path)) for path in manifests],
             compression=compression or Compression(),
             on_conflict=on_conflict,
             n_bits=n_bits,
@@ -132,6 +136,8 @@ class Run:
             memory=memory,
             threads=threads,
             single_writer=single_writer,
+            partition=partition,
+            source_root=source_root,
         )
         await pack(storage, job, self.report, self.progress)
 
