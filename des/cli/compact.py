@@ -12,6 +12,7 @@ import click
 
 from des.cli.erasure import erase
 from des.cli.maintenance import AgeType, conclude, microseconds, shards_argument, shown_progress
+from des.cli.measuring import measured
 from des.cli.options import json_option, settings_for, store_option
 from des.cli.presenting import exact_size, human_size, write_fields, write_table
 from des.console import say
@@ -73,6 +74,7 @@ _GRACE = "15m"
 )
 @json_option
 @store_option
+@measured("compact")
 def compact(
     names: tuple[str, ...],
     dry_run: bool,

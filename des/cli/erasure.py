@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from des.cli.maintenance import conclude, shown_progress
-from des.cli.presenting import rfc3339
 from des.console import say, write_line
 from des.lifecycle.clock import microseconds_now
 from des.lifecycle.erasing import Erasure, erase_in_shard
 from des.lifecycle.running import Outcome, chosen_shards, maintain, open_place
+from des.routing import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,6 +10,7 @@ import anyio
 import click
 
 from des.cli.maintenance import AgeType, conclude, shown_progress
+from des.cli.measuring import measured
 from des.cli.options import json_option, settings_for, store_option
 from des.cli.presenting import human_size, write_table
 from des.console import say
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--apply", is_flag=True, help="Remove; without it, only list.")
 @json_option
 @store_option
+@measured("expire")
 def expire(older_than: timedelta, hold: tuple[str, ...], apply: bool, as_json: bool, store: str | None) -> int:
     """Remove whole days. Readers are told "not found" from the first moment on; a run that was killed is finished by the next."""
     settings = settings_for(store)

@@ -11,6 +11,7 @@ import anyio
 import click
 
 from des.cli.maintenance import AgeType, conclude, microseconds, shown_progress
+from des.cli.measuring import measured
 from des.cli.options import json_option, settings_for, store_option
 from des.console import say, visible, write_line
 from des.lifecycle.clock import microseconds_now
@@ -38,6 +39,7 @@ _GRACE = timedelta(minutes=15)
 )
 @json_option
 @store_option
+@measured("gc")
 def gc(
     names: tuple[str, ...], apply: bool, older_than: timedelta, discard_unknown: bool, as_json: bool, store: str | None
 ) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from des.cli.measuring import tell_counts
 from des.console import say, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE
 from des.lifecycle.clock import parse_age
@@ -62,7 +63,8 @@ def shown_progress(doing: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def conclude(summary: dict[str, Any], failed: Sequence[Failed], *, as_json: bool, is_good: bool = True) -> int:
-    """Write what failed to stderr and, with `as_json`, the summary to stdout; return the exit status."""
+    """Write what failed to stderr and, with `as_json`, the summary to stdout; tell the counts, and return the exit status."""
+    tell_counts(summary | {"failed": list(failed)})
     for one in failed:
         say(f"{one.shard}: {one.error}")
     if as_json:

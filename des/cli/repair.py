@@ -10,6 +10,7 @@ import anyio
 import click
 
 from des.cli.maintenance import conclude, shown_progress
+from des.cli.measuring import measured
 from des.cli.options import json_option, settings_for, store_option
 from des.console import say, write_line
 from des.lifecycle.repairing import Repair, repair_shard
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @store_option
+@measured("repair")
 def repair(names: tuple[str, ...], give_up_unreadable: bool, as_json: bool, store: str | None) -> int:
     """Rebuild the heads of the shards SHARD (20240131/C1) or of the days DATE from their segments. Good heads are left alone.
 
