@@ -14,7 +14,7 @@ from des.cli.erasure import erase
 from des.cli.measuring import measured, tell_counts
 from des.cli.options import json_option, settings_for, store_option
 from des.console import say, visible, write_line
-from des.errors import EXIT_BAD_ANSWER, EXIT_DONE
+from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, NotFoundError
 from des.lifecycle.bulk import COLUMNS, BulkDeletion, NotDeleted, delete_listed
 from des.lifecycle.deleting import Deletion, delete_files
 from des.lifecycle.rewriting import Rewriting
@@ -67,8 +67,7 @@ def delete(
     if as_json and not erasing:
         write_line(json.dumps(asdict(deletion), ensure_ascii=False))
     if deletion.outcome == "not_found":
-        say(f"there is no file {visible(deletion.uid)} on {deletion.day}.")
-        return EXIT_BAD_ANSWER
+        raise NotFoundError(f"there is no file {deletion.uid!r} on {deletion.day}.")
     if not as_json:
         say(f"{visible(deletion.uid)} {'is' if deletion.outcome == 'deleted' else 'was'} deleted.")
     return erase(settings, [deletion.shard], Rewriting(), as_json=as_json) if erasing else EXIT_DONE

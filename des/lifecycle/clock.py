@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from des.storage.protocol import Storage
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
-_AGE = re.compile(r"(\d{1,9})\s*([smhdwy])")
+_AGE = re.compile(r"([0-9]{1,9})\s*([smhdwy])")
 
 
 async def microseconds_now(storage: Storage) -> int:
