@@ -32,7 +32,8 @@ from des.errors import (
     StorageUnavailableError,
     UnsupportedFormatError,
 )
-from des.pack.commit import new_name
+from des.lifecycle.clock import microseconds_now
+from des.pack.commit import close_shard, new_name
 from des.shard.layout import ENTRY_BYTES, Entry, decode_entry, to_microseconds
 from des.shard.reading import Head, parse_tail
 from des.shard.tables import HeadTables, SegmentRef
@@ -125,9 +126,22 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
         await storage.put(identity.head_key, encode_head(identity, tables, entries), mode)
     except PreconditionFailedError as error:
         raise ConflictError(f"{identity.head_key} was repaired or made anew meanwhile; run again.") from error
+    await _require_segments(storage, identity, tables)
     repair.outcome = "rebuilt"
     repair.files, repair.deleted, repair.segments = tables.files, tables.deleted, len(tables.segments)
     return repair
+
+
+async def _require_segments(storage: Storage, identity: Identity, tables: HeadTables) -> None:
+    """Make sure that the shard was not being removed all the while: that alone deletes segments of a shard whose head is lost.
+
+    Raises:
+        ConflictError: it was; the new head is closed again.
+    """
+    there = {segment_name(identity, info.key) async for info in storage.list(identity.segment_prefix)}
+    if not {ref.name for ref in tables.segments} <= there:
+        await close_shard(storage, identity, await microseconds_now(storage))
+        raise ConflictError(f"shard {identity.shard_name} is being removed by `des expire`; run that again.")
 
 
 async def _state_of_head(storage: Storage, identity: Identity) -> tuple[PutMode, int] | None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 4 << 20
 _READS_AHEAD = 4
+_WRITE_BYTES = 1 << 20  # small writes are joined: each goes to another task
 _ROW_BYTES = 1_000  # a row in memory, about
 
 
@@ -342,6 +343,8 @@ class _Output:
         self._key = base.identity.segment_key(self._name)
         self._send, self._receive = anyio.create_memory_object_stream[bytes](0)
         self._is_complete = anyio.Event()
+        self._gathered: list[bytes] = []
+        self._size = 0
 
     async def run(self, storage: Storage, *, task_status: TaskStatus[None]) -> None:
         """Write what `write` is given until `finish`; leaves no object where it is cancelled."""
@@ -353,14 +356,22 @@ class _Output:
             self._is_complete.set()
 
     async def write(self, data: bytes) -> None:
-        if data:
-            await self._send.send(data)
+        self._gathered.append(data)
+        self._size += len(data)
+        if self._size >= _WRITE_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._size:
+            await self._send.send(b"".join(self._gathered))
+            self._gathered, self._size = [], 0
 
     async def finish(self) -> Addition:
         """Complete the object."""
         pieces, summary = await anyio.to_thread.run_sync(self.segment.finish)
         for piece in pieces:
             await self.write(piece)
+        await self._flush()
         self._send.close()
         await self._is_complete.wait()
         return Addition(self._name, summary)

@@ -91,6 +91,11 @@ class Actions:
     identity: Identity
     sources: Sources
 
+    def __post_init__(self) -> None:
+        for name, files in (("pack.json", PACKED), ("replace.json", REPLACING)):
+            if not (self.sources.directory / name).exists():
+                self.sources.manifest(self.sources.rows(files), name)
+
     def all(self) -> dict[str, Callable[[Storage, Told], Awaitable[object]]]:
         return {
             "pack": self.pack,
@@ -115,10 +120,7 @@ class Actions:
     ) -> None:
         told.maybe |= files.keys()
         run = Run()
-        manifest = self.sources.directory / f"{name}.json"
-        if not manifest.exists():
-            self.sources.manifest(self.sources.rows(files), manifest.name)
-        await run.pack(storage, manifest, on_conflict=mode, compression=PLAIN)
+        await run.pack(storage, self.sources.directory / f"{name}.json", on_conflict=mode, compression=PLAIN)
         failed = {row["uid"] for row in run.failures}
         assert {row["status"] for row in run.failures} <= {"conflict", "deleted", "corrupt"}
         told.packed |= {uid: content for uid, content in files.items() if uid not in failed}

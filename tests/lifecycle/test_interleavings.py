@@ -75,7 +75,7 @@ async def check(storage: MemoryStorage, actions: Actions, pair: tuple[str, str],
     """Check what is there after a schedule, and after both were done again, one after the other."""
     if told.expires:
         check_told(await gotten_from(storage), told)
-        await actions.expire(storage, told)
+        await actions.expire(storage, told)  # also what a packer or a repair left that was at work just then
         assert [key for key in storage.contents() if key != "des.json"] == []
         return
     found = await found_in(storage)
