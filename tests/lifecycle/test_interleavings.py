@@ -13,14 +13,18 @@ import pytest
 from des.errors import ConflictError, DeletedError, LostHeadError, NotFoundError
 from des.storage.testing import ScheduledStorage, Scheduler
 from tests.lifecycle.acting import (
+    BOTH,
     FILES,
+    GONE,
     KEPT,
     REPLACING,
+    VICTIM,
     Actions,
     Told,
     build,
     check_repairable,
     check_told,
+    content,
     found_in,
     gotten_from,
 )
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from des.storage.protocol import Storage
 
 NAMES = ["pack", "replace", "delete", "compact", "forget", "erase", "gc", "repair", "expire"]
+PERSISTENCE = [0.0, 0.85, 0.6]
 PAIRS = [pair for pair in combinations_with_replacement(NAMES, 2) if pair != ("repair", "repair")]
 
 
@@ -53,7 +58,7 @@ async def scheduled(
     storage: Storage, seed: int, *acts: Callable[[Storage], Awaitable[object]]
 ) -> AsyncIterator[Scheduler]:
     """Do all of it at once, in the order of the seed; what fails in the body carries the schedule."""
-    scheduler = Scheduler(seed)
+    scheduler = Scheduler(seed, PERSISTENCE[seed % len(PERSISTENCE)])
     views = {f"participant {number}": one for number, one in enumerate(acts, start=1)}
     await scheduler.run({name: partial(one, ScheduledStorage(storage, scheduler, name)) for name, one in views.items()})
     try:
@@ -99,6 +104,23 @@ async def test_two_at_a_time(stage: tuple[MemoryStorage, Actions], pair: tuple[s
             await check(storage, actions, pair, told)
 
 
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 300), marks=pytest.mark.soak)], ids=str)
+@pytest.mark.parametrize("other", ["compact", "forget", "erase", "gc"])
+async def test_what_is_erased_stays_so(stage: tuple[MemoryStorage, Actions], other: str, seeds: range) -> None:
+    before, actions = stage
+    for seed in seeds:
+        storage, told = before.copy(), Told()
+
+        async def delete_and_erase(storage: Storage, told: Told = told) -> None:
+            await actions.delete(storage, told)
+            await actions.erase(storage, told)
+
+        async with scheduled(storage, seed, partial(act, actions, other, told), delete_and_erase):
+            assert told.deleted == {VICTIM, BOTH}
+            held = b"".join(storage.contents().values())
+            assert not [uid for uid in (VICTIM, BOTH, GONE) if content(uid, "first") in held]
+
+
 @soaked
 @pytest.mark.parametrize("other", NAMES)
 async def test_while_a_lost_head_is_repaired(stage: tuple[MemoryStorage, Actions], other: str, seeds: range) -> None:
@@ -119,11 +141,11 @@ async def test_a_reader_with_a_stale_head(stage: tuple[MemoryStorage, Actions], 
         storage, told = before.copy(), Told()
         seen: list[tuple[str, bytes | str]] = []
         async with scheduled(storage, seed, partial(read, seen), partial(act, actions, other, told)):
-            assert told.expires or {uid for uid, content in seen if content == "listed"} >= {*KEPT}
+            assert told.expires or {uid for uid, answer in seen if answer == "listed"} >= {*KEPT}
             told.maybe |= told.packed.keys() | told.deleted  # of what changes, the old and the new are right
-            for uid, content in seen:
-                if content != "listed":
-                    check_told({uid: content}, told)
+            for uid, answer in seen:
+                if answer != "listed":
+                    check_told({uid: answer}, told)
 
 
 async def read(seen: list[tuple[str, bytes | str]], storage: Storage) -> None:
