@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
+import anyio
+import pytest
+
+from des.lifecycle.choosing import Rules
+from des.lifecycle.compacting import compact_shard
 from des.lifecycle.deleting import delete_files
 from des.lifecycle.erasing import ErasedFile, Erasure, erase_in_shard
 from des.lifecycle.rewriting import Rewriting
@@ -10,7 +16,8 @@ from des.pack.commit import new_name, open_shard
 from des.routing import file_id
 from des.shard.codecs import Compression, Encoder
 from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_payload
-from tests.lifecycle.living import check, every_byte, now, shards
+from des.storage.testing import Fault, FaultyStorage, Hold
+from tests.lifecycle.living import MINUTE, check, every_byte, now, shards
 from tests.making import WHEN, make_store
 
 if TYPE_CHECKING:
@@ -103,3 +110,26 @@ async def test_segments_that_no_head_lists(storage: Storage) -> None:
     keys = [info.key async for info in storage.list("")]
     assert useless not in keys
     assert {mixed, harmless} <= set(keys)
+
+
+@pytest.mark.parametrize("held_at", ["commit", "put"])
+async def test_a_compaction_that_slept_brings_nothing_back(storage: Storage, held_at: Literal["commit", "put"]) -> None:
+    """It had copied the file before it was deleted and erased, and goes on when the certificate is written."""
+    maker = await make_store(storage, n_bits=1)
+    secret, *others = maker.uids_of_one_shard(4)
+    for uid in (secret, *others):
+        await maker.add({uid: SECRET if uid == secret else OTHER}, compression=Compression("none"))
+    identity = maker.identity(secret)
+    hold = Hold(anyio.Event(), anyio.Event())
+    sleepy = FaultyStorage(storage, [Fault(hold, verb=held_at)])
+    async with anyio.create_task_group() as tasks:
+        at = await now(storage)
+        tasks.start_soon(partial(compact_shard, now=at, grace=MINUTE), sleepy, identity, Rules(), Rewriting())
+        await hold.reached.wait()
+        await delete_files(storage, [(secret, WHEN)])
+        assert (await erase_in_shard(storage, identity, Rewriting(), at)).is_complete
+        assert SECRET not in await every_byte(storage)
+        hold.release.set()
+    assert sleepy.fired
+    assert SECRET not in await every_byte(storage)
+    await check(storage, dict.fromkeys(others, OTHER), [secret])
