@@ -9,21 +9,26 @@ Rules:
 4. Several worker processes count into files of prometheus-client's multiprocess mode, so that one scrape sees all of them.
    That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
 5. Storage is metered below the retries, so that every attempt counts.
+6. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
+   and handed to the instruments `GATHER_SECONDS` later, so that a busy service pays once for many requests. A scrape may lack what
+   other workers counted since; its own worker settles first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from threading import get_ident
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+GATHER_SECONDS = 0.05
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -128,6 +134,9 @@ class _Registry:
         self._times: dict[str, Histogram] = {}
         self._count_children: dict[tuple[str, tuple[str, ...]], Counter | Gauge] = {}
         self._time_children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
+        self._gathered: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     @property
     def is_active(self) -> bool:
@@ -150,12 +159,41 @@ class _Registry:
     def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
         if not self._counts:
             return
-        key = (instrument.name, labels)
+        self.add_to((instrument.name, labels), amount)
+
+    def add_to(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
+        if self._loop is None or self._thread != get_ident():
+            self._count(key, amount)
+            return
+        gathered = self._gathered
+        if not gathered:
+            self._loop.call_later(GATHER_SECONDS, self.hand_over)
+        gathered[key] = gathered.get(key, 0) + amount
+
+    def _count(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
         child = self._count_children.get(key)
         if child is None:
-            family = self._counts[instrument.name]
+            name, labels = key
+            family = self._counts[name]
             child = self._count_children[key] = family.labels(*labels) if labels else family
         child.inc(amount)
+
+    def hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for key, amount in gathered.items():
+            self._count(key, amount)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        if self._loop is not None:  # another service of this process gathers; this one counts one by one
+            yield
+            return
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+        try:
+            yield
+        finally:
+            self._loop = None
+            self.hand_over()
 
     def set(self, instrument: Instrument, value: float, *labels: str) -> None:
         gauge = self._gauges.get(instrument.name)
@@ -173,11 +211,25 @@ class _Registry:
 
 
 _registry = _Registry()
+_IN_FLIGHT_KEY: Final = (IN_FLIGHT.name, ())
+_BYTES_OUT_KEY: Final = (BYTES_OUT.name, ())
 
 
 def activate() -> None:
     """Start counting in this process. May be called twice."""
     _registry.activate()
+
+
+@contextmanager
+def gathering() -> Iterator[None]:
+    """Count in the running event loop with less effort, see rule 6, until the context ends."""
+    with _registry.gathering():
+        yield
+
+
+def settle() -> None:
+    """Hand over what was gathered; in the event loop that gathers."""
+    _registry.hand_over()
 
 
 def exposition() -> bytes:
@@ -247,7 +299,8 @@ def retrieval_done(backend: str, status: Status, seconds: float) -> None:
 
 def requests_in_flight(change: int) -> None:
     """Count HTTP requests in (1) and out (-1)."""
-    _registry.add(IN_FLIGHT, change)
+    if _registry.is_active:
+        _registry.add_to(_IN_FLIGHT_KEY, change)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:
@@ -257,7 +310,8 @@ def request_shed(limit: Literal["requests", "bytes"]) -> None:
 
 def bytes_out(count: int) -> None:
     """Count bytes of an HTTP body."""
-    _registry.add(BYTES_OUT, count)
+    if _registry.is_active:
+        _registry.add_to(_BYTES_OUT_KEY, count)
 
 
 def files_packed(status: str, count: int) -> None:
@@ -383,6 +437,8 @@ class MeteredStorage(StorageWrapper):
         """Count the calls on `inner`; only its range calls where it reports its requests itself."""
         super().__init__(inner)
         self._counts_requests = not reports_requests
+        self._read_key = (STORAGE_REQUESTS.name, (self.address, "read_range", "ok"))
+        self._bytes_key = (STORAGE_BYTES.name, (self.address, "read"))
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
@@ -410,8 +466,9 @@ class MeteredStorage(StorageWrapper):
         except DESError as error:
             self._ended("read_range", _outcome(error))
             raise
-        self._ended("read_range")
-        self._moved("read", len(data))
+        if self._counts_requests and _registry.is_active:
+            _registry.add_to(self._read_key, 1)
+            _registry.add_to(self._bytes_key, len(data))
         return data
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:

@@ -44,7 +44,9 @@ def verbs() -> dict[str, click.Command]:
 
 def flags(command: click.Command) -> list[set[str]]:
     """Return the flags of a command that are its own, each in all its spellings."""
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    parameters = [parameter for one in commands for parameter in one.params]
+    options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     spellings = [{*option.opts, *option.secondary_opts} for option in options]
     return [one for one in spellings if one.isdisjoint({"--help", "--version", "--store"})]
 

@@ -23,6 +23,8 @@ _VERBS = {
     "repair": "des.cli.repair:repair",
     "expire": "des.cli.expire:expire",
     "serve": "des.cli.serve:serve",
+    "keys": "des.cli.keys:keys",
+    "sign": "des.cli.sign:sign",
 }
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from des.http.addressing import FileAddress
     from des.http.answer import Answer
     from des.http.exchange import Exchange
+    from des.http.problems import Header
     from des.http.service import Service
     from des.store import FoundFile, Store
 
@@ -93,31 +94,39 @@ class FileEndpoint:
         headers = answer_headers(answer, found.content_type, self._cache_control)
         if disposition and answer.status != NOT_MODIFIED:
             headers.append((b"content-disposition", disposition))
-        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
         if method == "HEAD" or answer.status == NOT_MODIFIED:
             retrieval.stop()
-            await send(start)
-            await send({"type": "http.response.body", "body": b""})
+            await exchange.respond(answer.status, headers)
             return
+        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
         held = min(answer.size, STREAM_BYTES)
         self._service.limits.take_bytes(held)
         try:
             if found.is_large:
                 await self._stream(store, found, answer, start, send, retrieval)
             else:
-                await self._send_whole(store, found, answer, start, send, retrieval)
+                await self._send_whole(store, found, answer, headers, exchange, retrieval)
         finally:
             self._service.limits.give_bytes(held)
 
     async def _send_whole(
-        self, store: Store, found: FoundFile, answer: Answer, start: Message, send: Send, retrieval: Stopwatch
+        self,
+        store: Store,
+        found: FoundFile,
+        answer: Answer,
+        headers: list[Header],
+        exchange: Exchange,
+        retrieval: Stopwatch,
     ) -> None:
         content = await (store.read_stored(found) if answer.is_zstd else store.read(found))
         retrieval.stop()
         if answer.status == PARTIAL:
             content = content[answer.start : answer.end]
-        await send(start)
-        await send_body(send, content, more=False)
+        if len(content) <= SLICE_BYTES:
+            await exchange.respond(answer.status, headers, content)
+            return
+        await exchange.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send_body(exchange.send, content, more=False)
 
     async def _stream(
         self, store: Store, found: FoundFile, answer: Answer, start: Message, send: Send, retrieval: Stopwatch

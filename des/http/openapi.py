@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
+from des.http.access import OPEN_PATHS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -22,6 +24,11 @@ _UNAVAILABLE: Final = {
 }
 _BAD_REQUEST: Final = {"400": "The request cannot be understood.", "431": "The request's header is too long."}
 _DAMAGED: Final = {"500": "What is stored is damaged."}
+_ACCESS: Final = {
+    "401": "With access control: no key, or one that is unknown, wrong or expired.",
+    "403": "With access control: the key does not allow this, or the signed URL was altered or has expired.",
+    "429": "With access control: the key is past its rate.",
+}
 _NO_METHOD: Final = {"405": "The resource does not answer to this method."}
 
 
@@ -61,7 +68,8 @@ class Operation:
 
     def document(self, method: str) -> Json:
         """Return the operation as OpenAPI has it."""
-        problems = {status: _problem(text) for status, text in {**_NO_METHOD, **self.problems}.items()}
+        access = {} if self.path in OPEN_PATHS else _ACCESS
+        problems = {status: _problem(text) for status, text in {**_NO_METHOD, **access, **self.problems}.items()}
         found: Json = {
             "operationId": self.name if method != "head" else f"{self.name}Head",
             "summary": self.summary,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -25,7 +24,7 @@ from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
 from des.shard.codecs import CodecName, Compression
-from des.storage.opening import open_storage, resolve_target
+from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ def pack_command(
             shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
             stack.callback(shown.close)
             progress = shown
-        work = partial(dry_run if is_dry_run else pack, job=job, report=report, progress=progress)
+        work = _work_of(job, report, progress, is_dry_run=is_dry_run)
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
@@ -202,6 +201,14 @@ def pack_command(
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
         return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+def _work_of(
+    job: PackJob, report: Report, progress: Progress, *, is_dry_run: bool
+) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
+    if is_dry_run:
+        return lambda storage, _: dry_run(storage, job, report, progress)
+    return lambda storage, buckets: pack(storage, job, report, progress, buckets)
 
 
 def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:
@@ -240,7 +247,7 @@ def _open_errors(path: Path, manifests: Sequence[str]) -> TextIO:
 
 
 async def _run(
-    settings: Settings, work: Callable[[Storage], Awaitable[DryRun | None]]
+    settings: Settings, work: Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]
 ) -> tuple[DryRun | None, signal.Signals | None]:
     """Work until done or told to stop; return what came of it, and the signal that stopped it.
 
@@ -260,7 +267,8 @@ async def _run(
     try:
         async with open_tasks() as tasks:
             tasks.start_soon(stop_on_signal, tasks.cancel_scope)
-            found = await work(storage)
+            async with SourceBuckets(settings) as buckets:
+                found = await work(storage, buckets)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()

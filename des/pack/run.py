@@ -16,14 +16,14 @@ import anyio.to_thread
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
 from des.pack.intake import Intake
-from des.pack.packer import Options, Workshop, pack_shard
+from des.pack.packer import pack_shard
 from des.pack.plan import Plan, PlannedShard
+from des.pack.remote import RemoteSources
 from des.pack.spool import Spool
+from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
 from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
-from des.store.cache import ByteLRU
-from des.store.catalogs import CatalogReader
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from des.pack.partition import Partition
     from des.pack.report import Report
     from des.shard.codecs import Compression
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
 
-# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together.
-SHARDS_AT_ONCE = 16
+# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. More than these cost more
+# by being in each other's way, and each may hold a part of an upload.
+SHARDS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,17 @@ class Progress:
         """`files` more were read and written or found to be there."""
 
 
-async def pack(storage: Storage, job: PackJob, report: Report, progress: Progress) -> None:
+async def pack(
+    storage: Storage, job: PackJob, report: Report, progress: Progress, buckets: SourceBuckets | None = None
+) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
+
+    Args:
+        storage: the store's place.
+        job: what to pack, and how.
+        report: takes what became of each file.
+        progress: is told where the run stands.
+        buckets: for sources on S3; None: rows that name one fail.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -101,7 +112,8 @@ async def pack(storage: Storage, job: PackJob, report: Report, progress: Progres
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
                 progress.begin(sum(shard.rows for shard in shards))
-                await _pack_shards(storage, job, plan, descriptor, shards, report, progress)
+                remote = RemoteSources(buckets, job.memory // 8)
+                await _pack_shards(storage, job, plan, descriptor, shards, report, progress, remote)
         report.is_complete = True
     finally:
         report.seconds = round(time.monotonic() - started, 3)
@@ -149,6 +161,7 @@ async def _pack_shards(
     shards: Sequence[PlannedShard],
     report: Report,
     progress: Progress,
+    remote: RemoteSources,
 ) -> None:
     options = Options(
         compression=job.compression,
@@ -160,7 +173,7 @@ async def _pack_shards(
         storage=storage,
         plan=plan,
         options=options,
-        catalogs=CatalogReader(storage, ByteLRU(job.memory // 8)),
+        remote=remote,
         threads=job.threads,
         batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
@@ -172,9 +185,12 @@ async def _pack_shards(
         identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
         report.shards += 1
         async for outcome in pack_shard(workshop, identity, shard):
-            # Off the loop, because it writes to files; shielded, because what is certain is reported.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            if outcome.tally.failures:
+                # Off the loop, because it writes to files; shielded, because what is certain is reported.
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            else:
+                report.take(outcome.tally)
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from des.shard.catalog import CatalogRow, encode_chunks, encode_row
+from des.shard.catalog import draft_row, encode_chunks
 from des.shard.layout import (
     CHECKSUM_AT_END,
     DIRECTORY_ITEM,
@@ -14,25 +14,25 @@ from des.shard.layout import (
     FOOTER,
     FOOTER_MAGIC,
     HEADER,
+    MAX_CONTENT_TYPES,
     NAME_BYTES,
     RO_COMPAT_CLOSED,
     TAIL_READ_BYTES,
     VERSION,
     Buffer,
     Codec,
-    Entry,
     Flag,
     Identity,
     Kind,
     checksum32,
     checksum64,
-    second_of_day,
 )
-from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables
+from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables, check_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from des.shard.catalog import CatalogRow, RowDraft
     from des.shard.chunking import LargePayload
     from des.shard.codecs import Encoder
 
@@ -137,61 +137,78 @@ class SegmentWriter:
 
     def add(self, record: FileRecord, payload: Payload | LargePayload) -> None:
         """Add a file whose stored bytes are the next to be written."""
-        entry = Entry(
+        draft = draft_row(
             record.file_id,
             payload.content_hash,
             payload.checksum,
-            0,
-            0,
             payload.codec,
             record.flags,
-            self.size,
             payload.stored_size,
             payload.raw_size,
-            second_of_day(record.created_at),
+            self._generation,
+            record.created_at,
+            record.content_type,
+            record.uid.encode("utf-8"),
+            record.metadata,
         )
-        self.size += payload.stored_size
-        self._append(entry, record, self._generation)
+        self.extend([draft])
+
+    def extend(self, drafts: Iterable[RowDraft]) -> None:
+        """Add files whose stored bytes are the next to be written, in this order.
+
+        Raises:
+            ShardFullError: more content types than a shard takes.
+        """
+        types, rows = self._types, self._rows
+        position, row_bytes = self.size, self.row_bytes
+        for draft in drafts:
+            _, content_type, stored_size, _ = draft
+            number = types.setdefault(content_type, len(types) + 1) if content_type else 0
+            row = draft.placed(position, number)
+            position += stored_size
+            row_bytes += len(row)
+            rows.append(row)
+        self.size, self.row_bytes = position, row_bytes
+        check_limit(len(types), MAX_CONTENT_TYPES, "content types")
 
     def add_tombstone(self, file_id: bytes, deleted_hash: bytes, deleted_at: int) -> None:
         """Add a tombstone: the file's id and content hash and the time of its deletion are all that is kept."""
-        second = second_of_day(deleted_at)
-        entry = Entry(file_id, deleted_hash, 0, 0, 0, Codec.NONE, Flag.DELETED, 0, 0, 0, second)
-        self._append(entry, FileRecord(file_id, "", deleted_at, None, b""), self._generation)
-        self._tombstones += 1
+        fields = (0, Codec.NONE, Flag.DELETED, 0, 0, self._generation, deleted_at)
+        self._append_tombstone(draft_row(file_id, deleted_hash, *fields, None, b"", b""))
 
-    def carry(self, row: CatalogRow, payload: Payload | LargePayload | None = None) -> Entry:
+    def carry(self, row: CatalogRow, payload: Payload | LargePayload | None = None) -> None:
         """Add a row of another segment as it is, with its generation; its stored bytes, if it has any, are the next to be written.
 
         Args:
             row: a file or a tombstone.
             payload: what is stored now, where the file was encoded anew.
-
-        Returns:
-            The new entry.
         """
-        entry = row.entry._replace(segment=0, content_type=0, offset=0 if row.entry.deleted else self.size)
-        if payload is not None:
-            entry = entry._replace(checksum=payload.checksum, codec=payload.codec, stored_size=payload.stored_size)
-        self.size += entry.stored_size
-        self._tombstones += entry.deleted
-        self._add_row(CatalogRow(entry, row.uid, row.created_at, row.content_type, row.metadata, row.generation))
-        return entry
+        entry = row.entry
+        stored = payload or entry
+        fields = (stored.codec, entry.flags, stored.stored_size, entry.raw_size, row.generation, row.created_at)
+        draft = draft_row(
+            entry.file_id,
+            entry.content_hash,
+            stored.checksum,
+            *fields,
+            row.content_type,
+            row.uid.encode(),
+            row.metadata,
+        )
+        if entry.deleted:
+            self._append_tombstone(draft)
+        else:
+            self.extend([draft])
 
     def supersede(self, names: Iterable[bytes]) -> None:
         """Name further segments that this one, with those finished before it, takes the place of."""
         self._superseded += tuple(names)
 
-    def _append(self, entry: Entry, record: FileRecord, generation: int) -> None:
-        self._add_row(
-            CatalogRow(entry, record.uid, record.created_at, record.content_type, record.metadata, generation)
-        )
-
-    def _add_row(self, row: CatalogRow) -> None:
-        number = self._types.setdefault(row.content_type, len(self._types) + 1) if row.content_type else 0
-        encoded = encode_row(row, number)
-        self.row_bytes += len(encoded)
-        self._rows.append(encoded)
+    def _append_tombstone(self, draft: RowDraft) -> None:
+        row = draft.placed(0, 0)
+        self.row_bytes += len(row)
+        self._rows.append(row)
+        self._tombstones += 1
 
     def finish(self) -> tuple[list[bytes], SegmentSummary]:
         """Return the rest of the object (catalog and tail) in pieces, and what the head takes over.
@@ -218,12 +235,8 @@ class SegmentWriter:
         )
         tail = encode_tail(self._identity, Kind.SEGMENT, tables.encode(), directory, position, bytes(NAME_BYTES))
         pieces.append(tail)
-        entries = b"".join(_entry_with_type(row) for row in self._rows)
+        entries = b"".join([row[:38] + row[80:82] + row[40:ENTRY_BYTES] for row in self._rows])
         return pieces, SegmentSummary(position + len(tail), entries, tables.content_types, self._dictionary)
-
-
-def _entry_with_type(row: bytes) -> bytes:
-    return row[:38] + row[80:82] + row[40:ENTRY_BYTES]
 
 
 def encode_tail(

@@ -328,7 +328,8 @@ class S3Storage:
         except StorageUnavailableError as error:
             cause = error.__cause__
             if isinstance(cause, Failure) and cause.status == HTTPStatus.NOT_FOUND:
-                raise failure_of_reply(cause.status, "NoSuchBucket", "", subject).error from error
+                failure = failure_of_reply(cause.status, "NoSuchBucket", "", subject)
+                raise failure.error from failure
             raise
 
     async def _pages(self, prefix: str, delimiter: str) -> AsyncGenerator[ListObjectsV2OutputTypeDef, None]:

@@ -245,7 +245,13 @@ async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: 
 
 
 def whole_head(identity: Identity, encoded: bytes, version: str, *, for_writing: bool = True) -> WholeHead:
-    """Verify all of a head's bytes. Errors as for `read_whole_head`."""
+    """Verify all of a head's bytes.
+
+    Raises:
+        ConflictError: nothing may be written to the shard any more, and that is what it is read for.
+        CorruptShardError: any part of it is damaged, or it is another shard's.
+        UnsupportedFormatError: it uses features this release may not write.
+    """
     key = identity.head_key
     data = memoryview(encoded)
     try:

@@ -205,7 +205,7 @@ class Store:
         """
         await self.in_time(self.index.descriptor())
 
-    async def find(self, uid: Uid, created_at: CreatedAt, *, as_of: float | None = None) -> FoundFile:
+    def find(self, uid: Uid, created_at: CreatedAt, *, as_of: float | None = None) -> Coroutine[Any, Any, FoundFile]:
         """Find a file by the index alone.
 
         Args:
@@ -216,7 +216,7 @@ class Store:
         Raises:
             Errors as for `get`.
         """
-        return await self.in_time(self._find(uid, created_at, as_of))
+        return within(self.settings.request_timeout, self._find(uid, created_at, as_of))
 
     async def _find(self, uid: Uid, created_at: CreatedAt, as_of: float | None = None) -> FoundFile:
         name = normalize_uid(uid)
@@ -242,14 +242,14 @@ class Store:
         """Await work for `request_timeout` at most; see `within`."""
         return within(self.settings.request_timeout, work)
 
-    async def read(self, found: FoundFile) -> bytes:
+    def read(self, found: FoundFile) -> Coroutine[Any, Any, bytes]:
         """Return the content of a found file, verified and decoded.
 
         Raises:
             ContentChangedError: it was replaced meanwhile, and what was found is gone; find it again.
             Errors as for `get`.
         """
-        return await self.in_time(self._read(found))
+        return within(self.settings.request_timeout, self._read(found))
 
     async def read_stored(self, found: FoundFile) -> bytes:
         """Return the stored bytes of a found file that is not large, verified but not decoded: exactly those that `found` describes.

@@ -135,12 +135,11 @@ async def make(base: Path, resources: dict[str, Resource], stored: dict[str, int
     async with reading(storage) as store:
         for uid, (content, _) in KEPT.items():
             found = await store.find(uid, WHEN)
-            committed = found.committed_at
             stored[uid] = found.entry.stored_size
             resources[uid] = Resource(
                 content,
                 etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
-                modified=None if committed is None else int(committed.timestamp()),
+                modified=found.committed_second,
                 content_type=TYPES.get(uid, "application/octet-stream"),
             )
     for uid, status in ABSENT.items():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from des.pack.decisions import OnConflict
     from des.pack.partition import Partition
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
     from des.store.verifying import VerifyReport
@@ -125,6 +126,7 @@ class Run:
         single_writer: bool = True,
         partition: Partition | None = None,
         source_root: Path | None = None,
+        buckets: SourceBuckets | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
@@ -139,7 +141,7 @@ class Run:
             partition=partition,
             source_root=source_root,
         )
-        await pack(storage, job, self.report, self.progress)
+        await pack(storage, job, self.report, self.progress, buckets)
 
 
 def date_of(day: str) -> date:
