@@ -11,7 +11,6 @@ keeps, replicas, backups, and dictionaries in other shards that were made from s
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,12 @@ from des.lifecycle.rewriting import rewrite
 from des.pack.commit import find_shard
 from des.shard.codecs import Compression
 from des.shard.layout import HEADER
-from des.store.catalogs import load_segment, read_rows
+from des.store.cache import ByteLRU
+from des.store.catalogs import CatalogReader, load_segment, read_rows
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from des.lifecycle.rewriting import Rewriting
     from des.shard.catalog import CatalogRow
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from des.store.heads import WholeHead
 
 _ATTEMPTS = 5
+_CACHE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,34 +165,56 @@ async def _survey(storage: Storage, base: WholeHead) -> _Survey:
         if ref.name in names or (ref.dictionary and ref.dictionary.content_hash in dictionaries)
     )
     listed = {ref.name for ref in base.tables.segments}
+    catalogs = CatalogReader(storage, ByteLRU(_CACHE_BYTES))
     async for info in storage.list(base.identity.segment_prefix):
         name = segment_name(base.identity, info.key)
         if name is not None and name not in listed:
-            with suppress(ObjectNotFoundError):  # collected since it was listed
-                await _survey_unlisted(storage, base, name, survey)
+            await _survey_unlisted(storage, base, catalogs, name, survey)
     return survey
 
 
-async def _survey_unlisted(storage: Storage, base: WholeHead, name: bytes, survey: _Survey) -> None:
+async def _survey_unlisted(
+    storage: Storage, base: WholeHead, catalogs: CatalogReader, name: bytes, survey: _Survey
+) -> None:
+    """Look into a segment that no head lists. A row decided on a later head than the one that counts is no dead one: a packer may be about to commit it."""
     survey.scanned += 1
     is_condemned = any(item.name == name for item in base.tables.condemned)
+    rows: list[CatalogRow] = []
     try:
         rows = [row async for row in _rows(storage, base.identity, name) if not row.entry.deleted]
+    except ObjectNotFoundError:
+        return  # collected since it was listed
     except CorruptShardError:
         if not is_condemned:
             raise
-        rows = []
-    known = [base.find(row.entry.file_id) for row in rows]
-    has_dead = any(
-        entry is not None and (entry.deleted or entry.content_hash != row.entry.content_hash)
-        for row, entry in zip(rows, known, strict=True)
-    )
-    if is_condemned or (has_dead and None not in known):
+    known = {row.entry.file_id: entry for row in rows if (entry := base.find(row.entry.file_id)) is not None}
+    decided = await _generations(catalogs, base, known.values())
+    is_only_copy = False
+    dead: list[CatalogRow] = []
+    for row in rows:
+        entry = known.get(row.entry.file_id)
+        if entry is None or row.generation > decided.get(entry.file_id, 0):
+            is_only_copy = True
+        elif entry.deleted or entry.content_hash != row.entry.content_hash:
+            dead.append(row)
+    if is_condemned or (dead and not is_only_copy):
         survey.unlisted.append(name)
-        for row, entry in zip(rows, known, strict=True):
-            survey.note(row, entry)
-    elif has_dead:
+        for row in rows if is_condemned else dead:
+            survey.note(row, known.get(row.entry.file_id))
+    elif dead:
         survey.mixed.append(name)
+
+
+async def _generations(catalogs: CatalogReader, base: WholeHead, entries: Iterable[Entry]) -> dict[bytes, int]:
+    """Return the generations of the rows that some entries of a head point at, by file_id."""
+    by_segment: dict[int, list[bytes]] = {}
+    for entry in entries:
+        by_segment.setdefault(entry.segment, []).append(entry.file_id)
+    found: dict[bytes, int] = {}
+    for number, file_ids in by_segment.items():
+        rows = await catalogs.find(base.identity, base.tables.segments[number].name, file_ids)
+        found |= {file_id: row.generation for file_id, row in rows.items()}
+    return found
 
 
 async def _rows(storage: Storage, identity: Identity, name: bytes) -> AsyncIterator[CatalogRow]:
