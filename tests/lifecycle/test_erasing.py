@@ -133,3 +133,14 @@ async def test_a_compaction_that_slept_brings_nothing_back(storage: Storage, hel
     assert sleepy.fired
     assert SECRET not in await every_byte(storage)
     await check(storage, dict.fromkeys(others, OTHER), [secret])
+
+
+async def test_what_a_packer_is_about_to_commit_is_left_to_it(storage: Storage) -> None:
+    maker = await make_store(storage, {"secret": SECRET}, n_bits=1)
+    await delete_files(storage, [("secret", WHEN)])
+    later = await add_orphan(storage, maker.identity("secret"), {"secret": b"brought back"})
+    assert all(one.is_complete for one in await erase(maker))
+    left = await every_byte(storage)
+    assert SECRET not in left
+    assert b"brought back" in left
+    assert later in [info.key async for info in storage.list("")]

@@ -125,7 +125,7 @@ async def live(given_steps: Sequence[Step]) -> None:
         assert content(uid, 2) == history.files.get(uid) or content(uid, 2) not in left
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [40, pytest.param(1500, marks=pytest.mark.soak)])
 def test_any_history(examples: int) -> None:
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(steps)
