@@ -81,7 +81,7 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
     for prefix in level.prefixes:
         key = f"{prefix.removesuffix('/')}.des"
         if key not in keys:
-            keys.add(await _late_head(storage, prefix, key))
+            keys |= await _late_head(storage, prefix, key)
     shards = []
     for key in sorted(keys):
         identity = identity_at(descriptor, day, key.removeprefix(f"{day}/").removesuffix(".des"))
@@ -91,15 +91,19 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
     return shards
 
 
-async def _late_head(storage: Storage, prefix: str, key: str) -> str:
+async def _late_head(storage: Storage, prefix: str, key: str) -> set[str]:
     """Return the key of a head that a listing lacks although it has segments: a listing of many pages can miss a shard's beginning.
+
+    Some stores list a prefix for a while when the last object below it has gone; then there is no such shard, and no key.
 
     Raises:
         LostHeadError: the head is not there.
     """
     try:
-        return (await storage.head(key)).key
+        return {(await storage.head(key)).key}
     except ObjectNotFoundError as error:
+        if not (await storage.list_level(prefix)).objects:
+            return set()
         raise _lost_head(prefix) from error
 
 

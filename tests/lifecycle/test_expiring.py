@@ -8,6 +8,8 @@ import pytest
 from des.errors import ConflictError, InvalidRequestError
 from des.lifecycle.expiring import days_to_expire, expire_shard, measure_shard
 from des.pack.commit import close_shard, open_shard
+from des.storage.protocol import Level
+from des.storage.wrapper import StorageWrapper
 from tests.lifecycle.living import check, now, shards
 from tests.making import DAY, make_store, reading
 
@@ -54,3 +56,18 @@ async def test_what_a_crash_broke_off_is_finished(storage: Storage) -> None:
     await maker.add(FILES)
     async with reading(storage) as store:
         assert {info.uid async for info in store.list(DAY)} == set(FILES)
+
+
+async def test_a_prefix_that_outlives_its_objects_is_no_shard(storage: Storage) -> None:
+    maker = await make_store(storage, FILES, n_bits=1)
+    for identity in await shards(maker):
+        await expire_shard(storage, identity, await now(storage))
+
+    class Ghostly(StorageWrapper):
+        """Lists prefixes below which nothing is left, as SeaweedFS does for a while."""
+
+        async def list_level(self, prefix: str) -> Level:
+            level = await super().list_level(prefix)
+            return Level(level.objects, {"": (f"{DAY}/",), f"{DAY}/": (f"{DAY}/0/",)}.get(prefix, ()))
+
+    await check(Ghostly(storage), {})
