@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": {"errors", "settings", "logs"},
     "pack": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console"},
     "lifecycle": {"errors", "routing", "settings", "tasks", "shard", "storage", "storage.opening", "store", "pack"},
-    "http": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console"},
+    "http": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console", "lifecycle"},
     "cli": {
         "__init__", "errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console",
         "pack", "http", "lifecycle",
