@@ -172,6 +172,8 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
         (["--input-json", "/nowhere/manifest.json"], "/nowhere/manifest.json"),
         (["--input", "BARE"], "no manifest below"),
         (["--input", "/nowhere/*.csv"], "no manifest matches"),
+        (["--input", "x" * 300], "cannot be read: File name too long"),
+        (["--input-json", "MANIFEST", "--metrics-file", "x" * 300 + "/a.prom"], "is no directory"),
         (["--from-tar", "MANIFEST"], "damaged"),
         (["--from-tar", "/nowhere/in.tar"], "the archive /nowhere/in.tar cannot be read"),
         (["--from-tar", "-", "--input", "-"], "only once"),
