@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench serve clean
+.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http serve clean
 
 help: ## Print the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(RUNTIME): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,10 @@ $(RUNTIME): pyproject.toml deploy/constraints.txt
 
 $(DEV): $(RUNTIME)
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(BENCH): $(DEV)
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
@@ -40,8 +45,18 @@ fmt: $(DEV) ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench-pack: $(DEV) ## Measure packing beside tar, zip and zipfile, with S3 on this machine
+	$(BIN)/python -m benchmarks.pack
+
 bench: $(DEV) ## Run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+bench-s3: $(DEV) ## Measure reading from S3 on SeaweedFS; LARGE=1 also sends 4 GiB there and back
+	$(BIN)/python -m benchmarks.s3
+	$(if $(LARGE),$(BIN)/python -m benchmarks.s3_large)
+
+bench-http: $(BENCH) ## Measure the HTTP service beside nginx, Starlette and FastAPI (needs wrk)
+	$(BIN)/python -m benchmarks.http
 
 serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
 	$(BIN)/des serve

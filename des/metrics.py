@@ -9,20 +9,26 @@ Rules:
 4. Several worker processes count into files of prometheus-client's multiprocess mode, so that one scrape sees all of them.
    That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
 5. Storage is metered below the retries, so that every attempt counts.
+6. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
+   and handed to the instruments `GATHER_SECONDS` later, so that a busy service pays once for many requests. A scrape may lack what
+   other workers counted since; its own worker settles first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+GATHER_SECONDS = 0.05
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -76,6 +83,9 @@ BYTES_OUT = Instrument("des_http_bytes_out_total", "counter", "Bytes of HTTP bod
 PACK_FILES = Instrument("des_pack_files_total", "counter", "Files of manifests by outcome", ("status",))
 PACK_BYTES = Instrument("des_pack_bytes_total", "counter", "Bytes read from sources and stored", ("direction",))
 PACK_SECONDS = Instrument("des_pack_seconds_total", "counter", "Seconds spent packing")
+PACK_SUCCESS = Instrument(
+    "des_pack_last_success_timestamp_seconds", "gauge", "When a run last packed all its files, in seconds since 1970"
+)
 
 INSTRUMENTS = (
     RETRIEVALS,
@@ -94,6 +104,7 @@ INSTRUMENTS = (
     PACK_FILES,
     PACK_BYTES,
     PACK_SECONDS,
+    PACK_SUCCESS,
 )
 
 
@@ -102,9 +113,13 @@ class _Registry:
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter | Gauge] = {}
+        self._gauges: dict[str, Gauge] = {}
         self._times: dict[str, Histogram] = {}
         self._count_children: dict[tuple[str, tuple[str, ...]], Counter | Gauge] = {}
         self._time_children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
+        self._gathered: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     @property
     def is_active(self) -> bool:
@@ -119,19 +134,54 @@ class _Registry:
             if one.kind == "counter":
                 self._counts[one.name] = Counter(one.name, one.help, one.labels)
             elif one.kind == "gauge":
-                self._counts[one.name] = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
+                gauge = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
+                self._counts[one.name] = self._gauges[one.name] = gauge
             else:
                 self._times[one.name] = Histogram(one.name, one.help, one.labels, buckets=_LATENCY_BUCKETS)
 
     def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
         if not self._counts:
             return
-        key = (instrument.name, labels)
+        self.add_to((instrument.name, labels), amount)
+
+    def add_to(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
+        if self._loop is None or self._thread != get_ident():
+            self._count(key, amount)
+            return
+        gathered = self._gathered
+        if not gathered:
+            self._loop.call_later(GATHER_SECONDS, self.hand_over)
+        gathered[key] = gathered.get(key, 0) + amount
+
+    def _count(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
         child = self._count_children.get(key)
         if child is None:
-            family = self._counts[instrument.name]
+            name, labels = key
+            family = self._counts[name]
             child = self._count_children[key] = family.labels(*labels) if labels else family
         child.inc(amount)
+
+    def hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for key, amount in gathered.items():
+            self._count(key, amount)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        if self._loop is not None:  # another service of this process gathers; this one counts one by one
+            yield
+            return
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+        try:
+            yield
+        finally:
+            self._loop = None
+            self.hand_over()
+
+    def set(self, instrument: Instrument, value: float) -> None:
+        gauge = self._gauges.get(instrument.name)
+        if gauge is not None:
+            gauge.set(value)
 
     def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
         if not self._times:
@@ -144,11 +194,25 @@ class _Registry:
 
 
 _registry = _Registry()
+_IN_FLIGHT_KEY: Final = (IN_FLIGHT.name, ())
+_BYTES_OUT_KEY: Final = (BYTES_OUT.name, ())
 
 
 def activate() -> None:
     """Start counting in this process. May be called twice."""
     _registry.activate()
+
+
+@contextmanager
+def gathering() -> Iterator[None]:
+    """Count in the running event loop with less effort, see rule 6, until the context ends."""
+    with _registry.gathering():
+        yield
+
+
+def settle() -> None:
+    """Hand over what was gathered; in the event loop that gathers."""
+    _registry.hand_over()
 
 
 def exposition() -> bytes:
@@ -182,12 +246,24 @@ def process_ended(pid: int) -> None:
 def write_file(path: Path) -> None:
     """Write the instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
 
+    Those of the process and the interpreter are left out: the node exporter has its own of the same names, and would refuse all.
+
     Raises:
         OSError: it cannot be written.
     """
     from prometheus_client import REGISTRY, write_to_textfile  # noqa: PLC0415 - as in `activate`
 
-    write_to_textfile(str(path), REGISTRY)
+    names = [one.name + ending for one in INSTRUMENTS for ending in ("", "_bucket", "_count", "_sum")]
+    write_to_textfile(str(path), REGISTRY.restricted_registry(names))
+
+
+def value_in_file(path: Path, instrument: Instrument) -> float | None:
+    """Return what a file that `write_file` wrote says of an instrument without labels; None where it says nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return next((float(line.split()[1]) for line in lines if line.startswith(f"{instrument.name} ")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def retrieval_done(backend: str, status: Status, seconds: float) -> None:
@@ -204,7 +280,8 @@ def retrieval_done(backend: str, status: Status, seconds: float) -> None:
 
 def requests_in_flight(change: int) -> None:
     """Count HTTP requests in (1) and out (-1)."""
-    _registry.add(IN_FLIGHT, change)
+    if _registry.is_active:
+        _registry.add_to(_IN_FLIGHT_KEY, change)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:
@@ -214,7 +291,8 @@ def request_shed(limit: Literal["requests", "bytes"]) -> None:
 
 def bytes_out(count: int) -> None:
     """Count bytes of an HTTP body."""
-    _registry.add(BYTES_OUT, count)
+    if _registry.is_active:
+        _registry.add_to(_BYTES_OUT_KEY, count)
 
 
 def files_packed(status: str, count: int) -> None:
@@ -231,6 +309,11 @@ def bytes_packed(read: int, stored: int) -> None:
 def packing_took(seconds: float) -> None:
     """Count the time of a pack."""
     _registry.add(PACK_SECONDS, seconds)
+
+
+def packing_succeeded(at: float) -> None:
+    """Note when a pack last packed all its files, in seconds since 1970."""
+    _registry.set(PACK_SUCCESS, at)
 
 
 class CacheCounts(Protocol):
@@ -279,6 +362,11 @@ def metered(storage: Storage, *, reports_requests: bool = False) -> Storage:
     return MeteredStorage(storage, reports_requests=reports_requests) if _registry.is_active else storage
 
 
+def request_observer(place: str) -> Callable[[RequestRecord], None] | None:
+    """Return what counts the requests that a storage reports itself; None where nobody counts."""
+    return partial(request_made, place) if _registry.is_active else None
+
+
 def request_made(place: str, record: RequestRecord) -> None:
     """Count a request that a storage reports itself."""
     _registry.add(STORAGE_REQUESTS, 1, place, record.verb, record.status)
@@ -315,6 +403,8 @@ class MeteredStorage(StorageWrapper):
         """Count the calls on `inner`; only its range calls where it reports its requests itself."""
         super().__init__(inner)
         self._counts_requests = not reports_requests
+        self._read_key = (STORAGE_REQUESTS.name, (self.address, "read_range", "ok"))
+        self._bytes_key = (STORAGE_BYTES.name, (self.address, "read"))
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
@@ -342,8 +432,9 @@ class MeteredStorage(StorageWrapper):
         except DESError as error:
             self._ended("read_range", _outcome(error))
             raise
-        self._ended("read_range")
-        self._moved("read", len(data))
+        if self._counts_requests and _registry.is_active:
+            _registry.add_to(self._read_key, 1)
+            _registry.add_to(self._bytes_key, len(data))
         return data
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:

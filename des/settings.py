@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     http_send_timeout: Seconds = 30.0
     http_drain: Seconds = 20.0
     http_cache_control: str = "no-cache"
-    http_batch_items: Count = 1000
+    http_batch_items: Annotated[int, Field(gt=0, le=1000)] = 1000
     http_api_keys_file: Path | None = None
     http_admin_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
 

@@ -44,7 +44,9 @@ def verbs() -> dict[str, click.Command]:
 
 def flags(command: click.Command) -> list[set[str]]:
     """Return the flags of a command that are its own, each in all its spellings."""
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    parameters = [parameter for one in commands for parameter in one.params]
+    options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     spellings = [{*option.opts, *option.secondary_opts} for option in options]
     return [one for one in spellings if one.isdisjoint({"--help", "--version", "--store"})]
 
@@ -128,7 +130,7 @@ def test_no_other_metric_is_named() -> None:
 
 
 def make_verbs() -> list[str]:
-    return re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", make_verbs())

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 REAL_FILES = 10_000
+SPELLINGS = 3
 SERVES = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
 # Beyond its imports a run may take its memory setting and what the interpreter wastes.
 MOST_MEMORY_BYTES = 300 << 20
@@ -56,22 +57,24 @@ def real_files(count: int) -> Iterator[Path]:
                         return
 
 
-def get_by_command(base_dir: Path, uid: str) -> bytes:
+def get_by_command(base_dir: Path | str, uid: str) -> bytes:
     command = [sys.executable, "-m", "des", "--store", str(base_dir), "get", "--created-at", CREATED_AT, "--", uid]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-def get_by_http(base_dir: Path, uids: Sequence[str]) -> dict[str, list[bytes]]:
-    """Return what a real server answers to both spellings of each uid."""
+def get_by_http(base_dir: Path | str, uids: Sequence[str]) -> dict[str, list[bytes]]:
+    """Return what a real server answers to each spelling of each uid, at any time of the day."""
     found: dict[str, list[bytes]] = {}
-    query = {"created_at": CREATED_AT}
     command = [sys.executable, "-m", "des", "--store", str(base_dir), "serve", "--port", "0"]
     with server_process(command, SERVES) as served:
         connection = http.client.HTTPConnection("127.0.0.1", int(served[1]))
         for uid in uids:
-            by_path = f"/files/{quote(uid, safe='/')}?{urlencode(query)}"
-            by_query = f"/files?{urlencode({'uid': uid, **query})}"
-            for target in (by_path, by_query):
+            targets = (
+                f"/files/{quote(uid, safe='/')}?{urlencode({'created_at': CREATED_AT})}",
+                f"/files/{quote(uid, safe='')}?created_at={date_of(DAY)}",
+                f"/files?{urlencode({'uid': uid, 'created_at': f'{date_of(DAY)}T23:00:00+00:00'})}",
+            )
+            for target in targets:
                 connection.request("GET", target)
                 answer = connection.getresponse()
                 body = answer.read()
@@ -81,7 +84,7 @@ def get_by_http(base_dir: Path, uids: Sequence[str]) -> dict[str, list[bytes]]:
     return found
 
 
-async def get_all(base_dir: Path, paths: Mapping[str, Path]) -> None:
+async def get_all(base_dir: Path | str, paths: Mapping[str, Path]) -> None:
     """Get every file by `Store.get`, and find no damage."""
 
     async def get_some(store: Store, uids: Sequence[str]) -> None:
@@ -118,7 +121,7 @@ def test_ten_thousand_real_files(tmp_path: Path) -> None:
     for uid in sample[:3]:
         assert get_by_command(base_dir, uid) == paths[uid].read_bytes()
     for uid, contents in get_by_http(base_dir, sample).items():
-        assert contents == [paths[uid].read_bytes()] * 2
+        assert contents == [paths[uid].read_bytes()] * SPELLINGS
 
     # The same again writes nothing; only the descriptor is written anew with its own bytes, to prove that conditions hold.
     before = objects_under(base_dir)
@@ -133,7 +136,7 @@ ODD_UIDS: list[str | int] = [
     "a/b/c", "/leading", "//two", "trailing/", "/", "//", "a//b", "a///b", "..", ".", "../up", "a/../b", "./x", "two words", " ",
     " leading space", "50%", "%41", "%2F", "%zz", "a+b", "+", "what?", "?", "a=b&c=d", "a#b", "#", "😀", "🦉/ü", "ü", "u\u0308", "\u202e", "\xa0",
     "\x7f", "12345", "007", "-o", "--help", "--", "-", "'quoted\"", "$HOME", "*", "a\\b", "\\", "~", "a:b", "a;b", "a,b", "[a]", "{a}", "a|b",
-    "<a>", "x" * 1024, "ü" * 512, 0, 42, -7, 2**62,
+    "<a>", "a&b=c;d", "0123456789", "--json", "ünïcödé/文書", "😀/🗂️", "'\"`$(x)\\", "x" * 1024, "ü" * 512, 0, 42, -7, 2**62,
 ]  # fmt: skip
 
 
@@ -158,8 +161,8 @@ def test_odd_uids(odd: tuple[Path, dict[str, bytes]]) -> None:
     base_dir, files = odd
     anyio.run(get_numbers, base_dir)
     anyio.run(check_store, base_dir, files)
-    assert get_by_http(base_dir, list(files)) == {uid: [content] * 2 for uid, content in files.items()}
-    for uid in ("--help", "../up", "🦉/ü", " "):
+    assert get_by_http(base_dir, list(files)) == {uid: [content] * SPELLINGS for uid, content in files.items()}
+    for uid in ("--json", "../up", "😀/🗂️", " "):
         assert get_by_command(base_dir, uid) == files[uid]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NAMED = {"open_store", "locate_shard", "ShardLocation", "Settings", "Store", "FileInfo", "GetResult", "__version__"}
 
 # What only those pay for who use it.
-HEAVY = ("starlette", "hypercorn", "botocore", "aiobotocore", "aiohttp", "click", "rich", "prometheus_client", "ijson")
+HEAVY = ("starlette", "hypercorn", "botocore", "aiobotocore", "aiohttp", "click", "rich", "prometheus_client", "orjson")
 
 
 def error_names() -> set[str]:

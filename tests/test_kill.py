@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,14 +11,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from des import NotFoundError, open_store
+from des.errors import ObjectNotFoundError
 from des.shard.chunking import LARGE_BYTES
-from des.storage.local import LocalStorage
+from des.storage.descriptor import DESCRIPTOR_KEY
 from tests.pack.forking import PackingJob, PackingProcesses
+from tests.pack.grounds import LocalGround, open_at
 from tests.pack.packing import DAY, Run, Sources, check_store, date_of, head_of, names_of_one_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from des.storage.protocol import Storage
+    from tests.pack.grounds import Ground
 
 EARLIER = {uid: b"earlier " + uid.encode() for uid in names_of_one_shard(5, stem="earlier")}
 LATER = {uid: os.urandom(400) for uid in names_of_one_shard(4, stem="later")} | {
@@ -34,26 +38,33 @@ def processes() -> Iterator[PackingProcesses]:
         yield processes
 
 
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    return LocalGround(tmp_path)
+
+
 class Stage:
     """A pack on copies of one earlier store, or on none."""
 
-    def __init__(self, directory: Path, earlier: Mapping[str, bytes], files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, directory: Path, ground: Ground, earlier: Mapping[str, bytes], files: Mapping[str, bytes]
+    ) -> None:
         sources = Sources(directory / "sources")
         self.directory = directory
+        self.ground = ground
         self.earlier = earlier
         self.files = files
         earlier_manifest = sources.manifest(sources.rows(earlier), "earlier.json")
         manifest = sources.manifest(sources.rows(files), "later.json")
         outcome = str(directory / "outcome.json")
-        self.earlier_job = PackingJob(str(directory / "earlier"), str(earlier_manifest), outcome)
+        self.earlier_job = PackingJob(ground.address("earlier"), str(earlier_manifest), outcome)
         self.job = PackingJob("", str(manifest), outcome, on_conflict="replace", max_segment_bytes=900)
 
-    def fresh(self, name: str) -> Path:
-        """Return a store as it was before the pack."""
-        target = self.directory / name
+    def fresh(self, name: str) -> str:
+        """Return the address of a store as it was before the pack."""
         if self.earlier:
-            shutil.copytree(self.directory / "earlier", target)
-        return target
+            self.ground.copy("earlier", name)
+        return self.ground.address(name)
 
     def outcome(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = json.loads((self.directory / "outcome.json").read_text())
@@ -70,56 +81,67 @@ STORES: dict[str, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
 @pytest.mark.parametrize("kill_after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("store", STORES)
 async def test_killed_at_every_storage_call(
-    tmp_path: Path, processes: PackingProcesses, store: str, kill_after: bool
+    tmp_path: Path, ground: Ground, processes: PackingProcesses, store: str, kill_after: bool
 ) -> None:
-    stage = Stage(tmp_path, *STORES[store])
+    assert await kill_at_every_storage_call(Stage(tmp_path, ground, *STORES[store]), processes, kill_after) > 12
+
+
+async def kill_at_every_storage_call(stage: Stage, processes: PackingProcesses, kill_after: bool) -> int:
+    """Do so, check what remains and that a rerun completes it; return how many calls there were."""
     if stage.earlier:
         assert processes.run([stage.earlier_job]) == [0]
-    assert processes.run([replace(stage.job, base_dir=str(stage.fresh("counted")))]) == [0]
-    calls = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
-    assert calls > 12
+    assert processes.run([replace(stage.job, store=stage.fresh("counted"))]) == [0]
+    calls: int = int(stage.outcome()["calls"])  # type: ignore[call-overload]  # a number
     states, kills = set(), 0
     for killed_at in range(1, calls + 1, 2):
-        base_dirs = [stage.fresh(f"killed-{at}") for at in (killed_at, killed_at + 1) if at <= calls]
+        stores = [stage.fresh(f"killed-{at}") for at in (killed_at, killed_at + 1) if at <= calls]
         jobs = [
-            replace(stage.job, base_dir=str(base_dir), kill_at=killed_at + at, kill_after=kill_after)
-            for at, base_dir in enumerate(base_dirs)
+            replace(stage.job, store=address, kill_at=killed_at + at, kill_after=kill_after)
+            for at, address in enumerate(stores)
         ]
         statuses = processes.run(jobs)
         # After a call means after its success: one that finds nothing, such as the first look for a head, is not followed by a kill.
         assert set(statuses) <= ({-signal.SIGKILL, 0} if kill_after else {-signal.SIGKILL})
         kills += statuses.count(-signal.SIGKILL)
-        for base_dir in base_dirs:
-            states.add(await check_killed(stage, base_dir))
+        for address in stores:
+            states.add(await check_killed(stage, address))
     assert kills >= calls - 3 * kill_after
     assert states == ({"old", "new"} if kill_after else {"old"})
+    return calls
 
 
-async def check_killed(stage: Stage, base_dir: Path) -> str:
+async def check_killed(stage: Stage, address: str) -> str:
     """Check a store after a kill and after a rerun; return whether it was in the old state or the new one."""
     union = {**stage.earlier, **stage.files}
-    found = await files_in(base_dir, union)
+    storage = await open_at(address)
+    exists = await has_descriptor(storage)
+    found = await files_in(address, union) if exists else {}
     assert found in (dict(stage.earlier), union), "the old state or the new one, never a mixture"
-    if found or (base_dir / "des.json").exists():
-        await check_store(base_dir, found)
+    if exists:
+        await check_store(address, found)
     run = Run()
-    local = LocalStorage(base_dir)
     # Whatever the killed process left behind is in nobody's way.
-    await run.pack(local, stage.directory / "sources" / "later.json", on_conflict="replace", max_segment_bytes=900)
+    await run.pack(storage, stage.directory / "sources" / "later.json", on_conflict="replace", max_segment_bytes=900)
     assert run.report.failed == 0
     assert run.report.packed == (0 if found == union else len(stage.files))
-    await check_store(base_dir, union)
+    await check_store(address, union)
     generation = 2 + bool(stage.earlier)
-    assert (await head_of(local, next(iter(union)))).tables.generation == generation, "converged: one commit, not two"
-    await local.aclose()
+    assert (await head_of(storage, next(iter(union)))).tables.generation == generation, "converged: one commit, not two"
+    await storage.aclose()
     return "new" if found == union else "old"
 
 
-async def files_in(base_dir: Path, names: Mapping[str, bytes]) -> dict[str, bytes]:
+async def has_descriptor(storage: Storage) -> bool:
+    try:
+        await storage.head(DESCRIPTOR_KEY)
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+async def files_in(address: str, names: Mapping[str, bytes]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    if not (base_dir / "des.json").exists():
-        return found
-    async with open_store(base_dir) as store:
+    async with open_store(address) as store:
         for uid in names:
             try:
                 found[uid] = await store.get(uid, date_of(DAY))
@@ -128,11 +150,10 @@ async def files_in(base_dir: Path, names: Mapping[str, bytes]) -> dict[str, byte
     return found
 
 
-def test_killed_while_it_proves_that_locks_hold(tmp_path: Path, processes: PackingProcesses) -> None:
-    stage = Stage(tmp_path, EARLIER, LATER)
+def test_killed_while_it_proves_that_locks_hold(tmp_path: Path, ground: Ground, processes: PackingProcesses) -> None:
+    stage = Stage(tmp_path, ground, EARLIER, LATER)
     assert processes.run([stage.earlier_job]) == [0]
-    base_dir = str(stage.fresh("killed"))
-    job = replace(stage.job, base_dir=base_dir, single_writer=False)
+    job = replace(stage.job, store=stage.fresh("killed"), single_writer=False)
     assert processes.run([replace(job, kill_at=3), replace(job, kill_at=3, kill_after=True)]) == [-9, -9]
     assert processes.run([job]) == [0]
     assert stage.outcome()["report"]["packed"] == len(LATER)
@@ -141,38 +162,40 @@ def test_killed_while_it_proves_that_locks_hold(tmp_path: Path, processes: Packi
 class TestAtOnce:
     """Three packers as real processes on one store."""
 
-    def jobs(self, tmp_path: Path, brought: Sequence[Mapping[str, bytes]]) -> list[PackingJob]:
+    def jobs(self, tmp_path: Path, ground: Ground, brought: Sequence[Mapping[str, bytes]]) -> list[PackingJob]:
         sources = Sources(tmp_path / "sources")
         jobs = []
         for at, files in enumerate(brought):
             manifest = sources.manifest(sources.rows(files), f"{at}.json")
-            base_dir, outcome = tmp_path / "store", tmp_path / f"outcome-{at}.json"
-            jobs.append(PackingJob(str(base_dir), str(manifest), str(outcome), single_writer=False))
+            outcome = str(tmp_path / f"outcome-{at}.json")
+            jobs.append(PackingJob(ground.address("store"), str(manifest), outcome, single_writer=False))
         return jobs
 
     def outcomes(self, tmp_path: Path) -> list[dict[str, int]]:
         return [json.loads((tmp_path / f"outcome-{at}.json").read_text())["report"] for at in range(3)]
 
-    async def test_the_union_remains(self, tmp_path: Path, processes: PackingProcesses) -> None:
+    async def test_the_union_remains(self, tmp_path: Path, ground: Ground, processes: PackingProcesses) -> None:
         brought = [{f"packer-{at}/{number}": os.urandom(100) for number in range(40)} for at in range(3)]
-        assert processes.run(self.jobs(tmp_path, brought)) == [0, 0, 0]
+        assert processes.run(self.jobs(tmp_path, ground, brought)) == [0, 0, 0]
         assert [outcome["packed"] for outcome in self.outcomes(tmp_path)] == [40, 40, 40]
-        await check_store(tmp_path / "store", brought[0] | brought[1] | brought[2])
+        await check_store(ground.address("store"), brought[0] | brought[1] | brought[2])
 
-    async def test_each_file_counts_once(self, tmp_path: Path, processes: PackingProcesses) -> None:
+    async def test_each_file_counts_once(self, tmp_path: Path, ground: Ground, processes: PackingProcesses) -> None:
         files = {f"file-{number}": os.urandom(100) for number in range(40)}
-        assert processes.run(self.jobs(tmp_path, [files] * 3)) == [0, 0, 0]
+        assert processes.run(self.jobs(tmp_path, ground, [files] * 3)) == [0, 0, 0]
         outcomes = self.outcomes(tmp_path)
         assert sum(outcome["packed"] for outcome in outcomes) == 40
         assert sum(outcome["skipped"] for outcome in outcomes) == 80
-        await check_store(tmp_path / "store", files)
+        await check_store(ground.address("store"), files)
 
-    async def test_one_of_three_contents_wins(self, tmp_path: Path, processes: PackingProcesses) -> None:
+    async def test_one_of_three_contents_wins(
+        self, tmp_path: Path, ground: Ground, processes: PackingProcesses
+    ) -> None:
         brought = [{f"file-{number}": b"%d of %d" % (number, at) for number in range(20)} for at in range(3)]
-        assert processes.run(self.jobs(tmp_path, brought)) == [0, 0, 0]
+        assert processes.run(self.jobs(tmp_path, ground, brought)) == [0, 0, 0]
         outcomes = self.outcomes(tmp_path)
         assert sum(outcome["packed"] for outcome in outcomes) == 20
         assert sum(outcome["failed"] for outcome in outcomes) == 40
-        found = await files_in(tmp_path / "store", brought[0])
+        found = await files_in(ground.address("store"), brought[0])
         assert all(found[uid] in {files[uid] for files in brought} for uid in brought[0])
-        await check_store(tmp_path / "store", found)
+        await check_store(ground.address("store"), found)

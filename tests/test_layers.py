@@ -47,9 +47,10 @@ OWNED = {
     "rich": ("cli/", "pack/"),
     "prometheus_client": ("metrics.py",),
     "pydantic_settings": ("settings.py",),
-    "zstandard": ("shard/",),
+    "zstandard": ("shard/", "pack/manifest_streams.py"),
     "lz4": ("shard/",),
-    "ijson": ("pack/",),
+    "orjson": ("pack/",),
+    "pyarrow": ("pack/",),
     "sqlite3": ("pack/",),
     "aiofiles": ("storage/", "pack/"),
 }

@@ -238,3 +238,28 @@ print(shown())
     first, second = run(code).splitlines()
     assert first == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 2.0']"
     assert second == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 0.0']"
+
+
+async def test_what_is_gathered_is_counted_when_it_settles_and_at_the_end(grown: Growth) -> None:
+    async def bytes_out() -> float:
+        return await asyncio.to_thread(grown.__getitem__, "des_http_bytes_out_total")
+
+    with metrics.gathering():
+        metrics.bytes_out(3)
+        metrics.bytes_out(4)
+        metrics.requests_in_flight(1)
+        metrics.requests_in_flight(-1)
+        assert await bytes_out() == 0
+        metrics.settle()
+        assert await bytes_out() == 7
+        with metrics.gathering():
+            metrics.bytes_out(1)
+        while await bytes_out() != 8:
+            pass
+        await asyncio.to_thread(metrics.bytes_out, 2)
+        assert await bytes_out() == 10
+        metrics.bytes_out(5)
+    assert await bytes_out() == 15
+    metrics.bytes_out(1)
+    assert await bytes_out() == 16
+    assert await asyncio.to_thread(grown.__getitem__, "des_http_requests_in_flight") == 0

@@ -18,6 +18,8 @@ _VERBS = {
     "locate": "des.cli.locate:locate",
     "verify": "des.cli.verify:verify",
     "serve": "des.cli.serve:serve",
+    "keys": "des.cli.keys:keys",
+    "sign": "des.cli.sign:sign",
 }
 
 

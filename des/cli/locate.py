@@ -8,9 +8,9 @@ from dataclasses import asdict
 import click
 
 from des.cli.options import file_arguments, json_option
-from des.cli.presenting import rfc3339, write_fields
+from des.cli.presenting import write_fields
 from des.console import write_line
-from des.routing import MAX_N_BITS, MIN_N_BITS, file_id, locate_shard
+from des.routing import MAX_N_BITS, MIN_N_BITS, file_id, locate_shard, rfc3339
 from des.settings import Settings
 from des.storage.descriptor import DEFAULT_N_BITS
 

@@ -10,9 +10,11 @@ import anyio
 import click
 
 from des.cli.options import json_option, settings_for, store_option
-from des.cli.presenting import file_json, human_size, is_for_people, rfc3339, write_table
+from des.cli.presenting import human_size, is_for_people, write_table
 from des.console import say, write_line
+from des.routing import rfc3339
 from des.store import open_store
+from des.store.fileinfo import file_json
 from des.store.listing import cursor_of, days_of
 
 if TYPE_CHECKING:

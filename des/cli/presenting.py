@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from des.console import visible, write_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
-
-    from des.store import FileInfo
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STEP = 1024
@@ -31,16 +27,6 @@ def exact_size(count: int) -> str:
     """Return bytes exactly, and as people read them: `3,000,000 bytes (2.9 MiB)`."""
     plain = f"{count:,} byte{'' if count == 1 else 's'}"
     return plain if count < _STEP else f"{plain} ({human_size(count)})"
-
-
-def rfc3339(instant: datetime) -> str:
-    """Return an instant in UTC as RFC 3339 text."""
-    return instant.isoformat().replace("+00:00", "Z")
-
-
-def file_json(info: FileInfo) -> dict[str, Any]:
-    """Return the fields of a `FileInfo` as JSON has them."""
-    return asdict(info) | {"created_at": rfc3339(info.created_at)}
 
 
 def is_for_people() -> bool:

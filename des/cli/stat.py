@@ -11,9 +11,11 @@ import click
 
 from des.cli.costs import cold_read, warm_read
 from des.cli.options import file_arguments, json_option, settings_for, store_option
-from des.cli.presenting import exact_size, file_json, rfc3339, write_fields
+from des.cli.presenting import exact_size, write_fields
 from des.console import visible, write_line
+from des.routing import rfc3339
 from des.store import open_store
+from des.store.fileinfo import file_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

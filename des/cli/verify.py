@@ -15,9 +15,10 @@ import anyio
 import click
 
 from des.cli.options import json_option, settings_for, store_option
-from des.cli.presenting import exact_size, human_size, rfc3339, write_fields
+from des.cli.presenting import exact_size, human_size, write_fields
 from des.console import say, visible, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE
+from des.routing import rfc3339
 from des.shard.layout import from_microseconds
 from des.store import open_store
 from des.store.verifying import Progress, Sampling

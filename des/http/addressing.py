@@ -1,6 +1,7 @@
 """Which file a request names. Pure.
 
 Two spellings: `/files/{uid}?created_at=…` and `/files?uid=…&created_at=…`, the one that survives proxies which rewrite paths.
+`/files?date=…` without a uid is no file but the listing of a day.
 
 - The uid is the rest of the *raw* path, percent-decoded once, as strict UTF-8: `%2F` and `/` are the same slash, and `//`,
   a slash at either end and `..` are kept. A server's decoded `path` will not do: it maps bad UTF-8 to U+FFFD, so that
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote_to_bytes
 from des.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 _COLLECTION = b"files"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -31,10 +32,17 @@ _PATH_SAFE = "/:@!$&'()*+,;=~"  # pchar, RFC 3986 section 3.3
 
 @dataclass(frozen=True, slots=True)
 class FileAddress:
-    """The file a request names; both parts as the client wrote them, decoded but not yet checked."""
+    """The file a request names; all parts as the client wrote them, decoded but not yet checked.
+
+    Attributes:
+        uid: its name.
+        created_at: a time of its day.
+        download: the name under which it is to be saved; None where it is not asked for.
+    """
 
     uid: str
     created_at: str
+    download: str | None = None
 
 
 def raw_path(scope: Mapping[str, Any]) -> bytes:
@@ -77,24 +85,45 @@ def parse_file_address(below_files: bytes, query: bytes) -> FileAddress:
     Raises:
         InvalidRequestError: the uid or created_at is missing, given twice, or not decodable.
     """
-    given: dict[str, str] = {}
-    if below_files:
-        given["uid"] = _decode(below_files, "uid")
-    for field in query.split(b"&"):
-        raw_name, _, raw_value = field.partition(b"=")
-        name = _parameter_name(raw_name)
-        if name not in ("uid", "created_at"):
-            continue
-        if name in given:
-            raise InvalidRequestError(f"{name} is given more than once.")
-        given[name] = _decode(raw_value.replace(b"+", b" "), name)
+    given = {"uid": _decode(below_files, "uid")} if below_files else {}
+    parse_parameters(query, ("uid", "created_at", "download"), given)
     if "uid" not in given:
         raise InvalidRequestError("the uid is missing; ask for /files/UID?created_at=… or /files?uid=UID&created_at=….")
     if "created_at" not in given:
         raise InvalidRequestError("created_at is missing; add ?created_at=2024-01-31T12:00:00Z, or a date.")
     created_at = given["created_at"]
     lost_plus = _LOST_PLUS.fullmatch(created_at) if " " in created_at else None
-    return FileAddress(given["uid"], f"{lost_plus[1]}+{lost_plus[2]}" if lost_plus else created_at)
+    if lost_plus:
+        created_at = f"{lost_plus[1]}+{lost_plus[2]}"
+    return FileAddress(given["uid"], created_at, given.get("download"))
+
+
+def names_listing(query: bytes) -> bool:
+    """Tell whether a query asks for a listing rather than a file: it has a date, and no uid."""
+    names = {_parameter_name(field.partition(b"=")[0]) for field in query.split(b"&")}
+    return "date" in names and "uid" not in names
+
+
+def parse_parameters(query: bytes, names: Collection[str], given: dict[str, str]) -> dict[str, str]:
+    """Read some parameters of a query.
+
+    Args:
+        query: the raw query string.
+        names: which; others are ignored.
+        given: those that are given in another way already; extended, and returned.
+
+    Raises:
+        InvalidRequestError: one is given twice, or not decodable.
+    """
+    for field in query.split(b"&"):
+        raw_name, _, raw_value = field.partition(b"=")
+        name = _parameter_name(raw_name)
+        if name not in names:
+            continue
+        if name in given:
+            raise InvalidRequestError(f"{name} is given more than once.")
+        given[name] = _decode(raw_value.replace(b"+", b" "), name)
+    return given
 
 
 def _parameter_name(raw: bytes) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from des.http.conditions import Verdict, evaluate, range_applies
-from des.http.dates import format_http_date, whole_seconds
+from des.http.dates import format_http_date
 from des.http.negotiation import prefers_zstd
 from des.http.ranges import Slice, Unsatisfiable, select_range
 
@@ -77,10 +77,9 @@ def plan_answer(method: str, fields: Mapping[bytes, bytes], found: FoundFile, no
         zstd_etag = found.zstd_etag
         if zstd_etag and prefers_zstd(fields[b"accept-encoding"]):
             etag, size, is_zstd = zstd_etag, found.entry.stored_size, True
-    committed_at = found.committed_at
-    modified = None if committed_at is None else whole_seconds(committed_at)
-    if modified is not None and modified > now:
-        modified = None  # one in the future must not be sent: RFC 9110 section 8.8.2.1
+    modified = found.committed_second
+    if modified is not None and not 0 <= modified <= now:
+        modified = None  # one in the future must not be sent: RFC 9110 section 8.8.2.1; one before 1970 is none
     verdict = evaluate(fields, etag, modified)
     if verdict is not Verdict.PROCEED:
         return Answer(verdict.value, 0, 0, size, etag, modified, is_zstd)

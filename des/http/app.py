@@ -7,32 +7,35 @@ made, still says so. Without a descriptor it starts: `/health` is 200, `/files` 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from des import metrics
-from des.http.addressing import path_below_files, raw_path
+from des.http import openapi
+from des.http.access import OPEN_PATHS, AccessControl, kept_fresh
+from des.http.addressing import names_listing, path_below_files, raw_path
+from des.http.batch import BatchEndpoint, takes_content
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
+from des.http.keys import KeysFile
 from des.http.limits import RequestLimit
-from des.http.problems import Problem, RefusedError, method_not_allowed, overloaded
+from des.http.listings import FilesOfDayEndpoint, ShardsOfDayEndpoint
+from des.http.problems import overloaded
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Scope
 
     from des.settings import Settings
     from des.storage.opening import Target
@@ -59,7 +62,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     """Return the service over a store that is opened when the server starts and closed when it ends.
 
     Args:
-        settings: limits, times and headers.
+        settings: limits, times and headers; with `http_admin_port`, probes and metrics are an application of their own, `app.state.admin`.
         open_it: opens the store.
 
     Raises:
@@ -67,32 +70,61 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     """
     metrics.activate()
     service = Service(settings)
+    keys = None if settings.http_api_keys_file is None else KeysFile(settings.http_api_keys_file)
+    has_admin_port = settings.http_admin_port is not None
+    access = AccessControl(keys, open_paths=() if has_admin_port else OPEN_PATHS) if keys else None
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with open_it() as store:
-            service.attach(store)
-            try:
-                yield
-            finally:
-                service.detach()
+        with metrics.gathering():
+            async with kept_fresh(keys), open_it() as store:
+                service.attach(store)
+                try:
+                    yield
+                finally:
+                    service.detach()
 
     limited = [Middleware(RequestLimit, service.limits)]
     probes = _Probes(service)
-    app = Starlette(
+    probing = [
+        _route(openapi.HEALTH, probes.health),
+        _route(openapi.READY, probes.ready),
+        _route(openapi.METRICS, _metrics),
+    ]
+    app = _Application(
+        service,
+        access,
         routes=[
-            _FilesRoute("/files/{uid:path}", FileEndpoint(service), methods=["GET"], middleware=limited),
-            Route("/health", probes.health, methods=["GET"]),
-            Route("/ready", probes.ready, methods=["GET"]),
-            Route("/metrics", _metrics, methods=["GET"]),
+            _FilesRoute(openapi.FILE.path, FileEndpoint(service), methods=openapi.FILE.methods, middleware=limited),
+            _FilesOfDayRoute(
+                openapi.FILES.path, FilesOfDayEndpoint(service), methods=openapi.FILES.methods, middleware=limited
+            ),
+            _route(openapi.SHARDS, ShardsOfDayEndpoint(service), limited),
+            _route(openapi.BATCH, BatchEndpoint(service), limited),
+            _route(openapi.OPENAPI, _openapi),
+            *([] if has_admin_port else probing),
         ],
-        middleware=[Middleware(ExchangeMiddleware, service)],
-        exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False
     app.state.service = service
+    app.state.admin = _Application(service, None, routes=probing) if has_admin_port else None
     return app
+
+
+def _route(operation: openapi.Operation, endpoint: Callable[..., Any], middleware: Sequence[Middleware] = ()) -> Route:
+    return Route(operation.path, endpoint, methods=operation.methods, middleware=middleware)
+
+
+class _Application(Starlette):
+    """Starlette's, without the middlewares that it puts around all routes: the exchange answers whatever goes wrong, routing included."""
+
+    def __init__(self, service: Service, access: AccessControl | None, **arguments: Any) -> None:  # noqa: ANN401 - Starlette's own
+        super().__init__(**arguments)
+        self.router.redirect_slashes = False
+        self._service, self._access = service, access
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return ExchangeMiddleware(self.router, self._service, takes_content, self._access)
 
 
 class _FilesRoute(Route):
@@ -100,9 +132,19 @@ class _FilesRoute(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
-        if below_files is None:
+        if below_files is None or (not below_files and names_listing(scope["query_string"])):
             return Match.NONE, {}
         return Match.FULL, {"endpoint": self.endpoint, "path_params": {"below_files": below_files}}
+
+
+class _FilesOfDayRoute(Route):
+    """`/files` as a listing."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        below_files = path_below_files(raw_path(scope)) if scope["type"] == "http" else None
+        if below_files != b"":
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
 
 
 class _Probes:
@@ -122,12 +164,10 @@ class _Probes:
 
 
 async def _metrics(_request: Request) -> Response:
+    metrics.settle()
     body = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(body, headers={"Content-Type": metrics.CONTENT_TYPE, **_NOT_CACHED})
 
 
-async def _refuse(_request: Request, error: Any) -> NoReturn:  # noqa: ANN401 - Starlette hands in what it was registered for
-    """Turn what Starlette's routing raises into a refusal of ours; the exchange answers with its problem."""
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        raise method_not_allowed(sorted(error.headers["Allow"].split(", "))) from error
-    raise RefusedError(Problem(error.status_code, "There is nothing at this path.")) from error
+async def _openapi(_request: Request) -> Response:
+    return JSONResponse(openapi.document())

@@ -9,14 +9,18 @@ Rules:
 4. Whatever goes wrong before the first byte is answered by a problem. After it the body is left unfinished, so that the
    server breaks the connection and the client notices; an answer never ends well that is not whole.
 5. A client that leaves cancels the work for it. Each `send` has a deadline: a client that takes nothing for that long is let go.
-6. Content of a request is thrown away as it comes, unread: no endpoint takes any, and what nobody reads would block the server.
+6. Content of a request is thrown away as it comes, unless its endpoint takes it: what nobody reads would block the server. An endpoint
+   takes it whole, within a size and `request_timeout`, before it does anything else.
 7. While the service drains, every answer asks the client to close the connection.
+8. An answer that is there as a whole goes to the server as a whole, where the server takes it so (`AT_ONCE_KEY`): in parts it
+   costs half as much again.
 
 Cancelling is the task's own (`Task.cancel`, and `uncancel` where it ends here, as asyncio.timeout does it): a cancel scope
 and a timeout around each `send` would cost a tenth of a small answer.
 
 To know that a client left, somebody has to wait for `receive`, in a task of its own. That costs more than most answers, so
-it begins only when an answer has taken `WATCH_AFTER` seconds, or when content is on its way.
+it begins only when an answer takes up to `WATCH_AFTER` seconds, or when content is on its way. A timer for each answer costs too
+much, too: one patrol goes by all that are under way.
 """
 
 from __future__ import annotations
@@ -31,21 +35,30 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+import anyio
+from starlette.exceptions import HTTPException
+
 from des import metrics
 from des.errors import DESError
 from des.http.addressing import raw_path
 from des.http.problems import Problem, RefusedError, describe, send_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from des.http.access import AccessControl
+    from des.http.problems import Header
     from des.http.service import Service
+
+    AtOnce = Callable[[int, list[Header], bytes], Awaitable[None]]
 
 SCOPE_KEY: Final = "des.exchange"
 ABORT_KEY: Final = "des.abort"  # in the scope's state: drops the connection at once, where the server lets us
+AT_ONCE_KEY: Final = "des.at_once"  # there too: sends status, headers and body of at most a slice
 WATCH_AFTER: Final = 0.05
+DISCARD_SECONDS: Final = 1.0
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _log = logging.getLogger("des.http")
@@ -56,17 +69,28 @@ _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
-_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at"})
+_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at", b"date", b"after", b"limit"})
 
 
 class ExchangeMiddleware:
     """The outermost middleware."""
 
-    __slots__ = ("_app", "_service")
+    __slots__ = ("_access", "_app", "_patrol", "_service", "_takes_content")
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the application."""
-        self._app, self._service = app, service
+    def __init__(
+        self, app: ASGIApp, service: Service, takes_content: Callable[[Scope], bool], access: AccessControl | None
+    ) -> None:
+        """Wrap the application.
+
+        Args:
+            app: answers.
+            service: limits and state.
+            takes_content: tells for which requests an endpoint calls `Exchange.content`.
+            access: decides who may make a request; None: everybody.
+        """
+        self._app, self._service, self._access = app, service, access
+        self._takes_content = takes_content
+        self._patrol = _Patrol()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; pass on what is none."""
@@ -76,7 +100,7 @@ class ExchangeMiddleware:
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app)
+        await exchange.answer(self._app, self._takes_content, self._patrol, self._access)
 
 
 class Exchange:
@@ -102,6 +126,7 @@ class Exchange:
         "_task",
         "_timer",
         "_trouble",
+        "_unread",
         "fields",
     )
 
@@ -120,16 +145,23 @@ class Exchange:
         self._status = 0
         self._sent_bytes = 0
         self._trouble = ""
+        self._unread = False  # there is content that an endpoint is to take
 
-    async def answer(self, app: ASGIApp) -> None:
+    async def answer(
+        self, app: ASGIApp, takes_content: Callable[[Scope], bool], patrol: _Patrol, access: AccessControl | None
+    ) -> None:
         """Let the application answer, and see to it that there is an answer or a broken connection."""
         if self._has_content():
-            self._watch()
+            self._unread = takes_content(self._scope)
+            if not self._unread:
+                self.watch()
         else:
-            self._timer = self._loop.call_later(WATCH_AFTER, self._watch)
+            patrol.enter(self, self._loop)
         try:
             try:
                 self._check()
+                if access:
+                    access.decide(self._scope, self.fields, self.request_id)
                 await app(self._scope, self._receive, self.send)
             except Exception as error:  # noqa: BLE001 - the last line of defence: reported, and answered or broken off
                 await self._fail(error)
@@ -138,6 +170,7 @@ class Exchange:
                 raise  # the server's doing, not ours
             self._task.uncancel()
         finally:
+            patrol.leave(self)
             if self._timer:
                 self._timer.cancel()
             if self._listener:
@@ -157,6 +190,66 @@ class Exchange:
     def has_begun(self) -> bool:
         """Whether the answer's header has gone out, so that no other answer can."""
         return self._status != 0
+
+    @property
+    def declared_length(self) -> int | None:
+        """Bytes of content that the request says it has; None where it does not say."""
+        declared = self.fields.get(b"content-length", b"")
+        return int(declared) if declared.isdigit() else None
+
+    async def content(self, limit: int) -> bytes:
+        """Return the request's content, once, to an endpoint that was said to take it.
+
+        Args:
+            limit: bytes it may have.
+
+        Raises:
+            RefusedError: it is longer, or does not come within `request_timeout`.
+        """
+        if not self._unread:
+            return b""
+        if (self.declared_length or 0) > limit:
+            raise _too_long(limit)
+        received = bytearray()
+        try:
+            with anyio.fail_after(self._service.settings.request_timeout):
+                while await self._receive_content(received):
+                    if len(received) > limit:
+                        raise _too_long(limit)
+        except TimeoutError as error:
+            detail = "The request's content did not come in time."
+            raise RefusedError(Problem(HTTPStatus.REQUEST_TIMEOUT, detail, (_CLOSE,))) from error
+        if len(received) > limit:
+            raise _too_long(limit)
+        self.watch()
+        return bytes(received)
+
+    async def _receive_content(self, received: bytearray) -> bool:
+        """Add what comes next to what was received, and return whether more is to come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._trouble = _LEFT
+            raise asyncio.CancelledError(_LEFT)
+        self._unread = message.get("more_body", False)
+        received += message.get("body", b"")
+        return self._unread
+
+    async def respond(self, status: int, headers: list[Header], body: bytes = b"") -> None:
+        """Send a whole answer, of at most a slice; never a body to a HEAD."""
+        at_once: AtOnce | None = (self._scope.get("state") or {}).get(AT_ONCE_KEY)
+        if at_once is None:
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+            return
+        self._status, self._finishing = status, True
+        if self._service.draining:
+            headers = [*headers, _CLOSE]
+        if self._scope["method"] == "HEAD":
+            body = b""
+        self._sent_bytes += len(body)
+        self._sending_since = self._loop.time()
+        await at_once(status, headers, body)
+        self._sending_since = None
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer; never a body to a HEAD."""
@@ -195,7 +288,8 @@ class Exchange:
 
     # ---- while it works -----------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Begin to look after the client: whether it is there, and takes something."""
         self._listener = self._loop.create_task(self._listen())
         self._check_progress()
 
@@ -227,13 +321,18 @@ class Exchange:
     async def _fail(self, error: Exception) -> None:
         problem = describe(error)
         self._report(error, problem)
+        if self._unread:
+            # A connection that is closed with content on its way is reset, and the answer lost with it.
+            with anyio.move_on_after(DISCARD_SECONDS):
+                while await self._receive_content(bytearray()):
+                    pass
         if self.has_begun:
             self._trouble = "broken off"
         else:
             await send_problem(self.send, problem, self.request_id)
 
     def _report(self, error: Exception, problem: Problem) -> None:
-        if isinstance(error, RefusedError):
+        if isinstance(error, RefusedError | HTTPException):
             return
         if not isinstance(error, DESError):
             _log.error("request %s failed unexpectedly", self.request_id, exc_info=error)
@@ -256,7 +355,37 @@ class Exchange:
         }
         if self._trouble:
             entry["trouble"] = self._trouble
-        _access_log.info("%s", _AccessLine(entry), extra={"fields": entry})
+        # What `info` does, less the search for the line of code that called it.
+        record = _access_log.makeRecord(
+            _access_log.name, logging.INFO, "", 0, "%s", (_AccessLine(entry),), None, extra={"fields": entry}
+        )
+        _access_log.handle(record)
+
+
+class _Patrol:
+    """Begins to watch the exchanges that last, by `WATCH_AFTER` after they began and no earlier than half of it."""
+
+    __slots__ = ("_due", "_new", "_timer")
+
+    def __init__(self) -> None:
+        self._new: set[Exchange] = set()
+        self._due: set[Exchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        self._new.add(exchange)
+        if self._timer is None:
+            self._timer = loop.call_later(WATCH_AFTER / 2, self._go_by, loop)
+
+    def leave(self, exchange: Exchange) -> None:
+        self._new.discard(exchange)
+        self._due.discard(exchange)
+
+    def _go_by(self, loop: asyncio.AbstractEventLoop) -> None:
+        for exchange in self._due:
+            exchange.watch()
+        self._due, self._new = self._new, set()
+        self._timer = loop.call_later(WATCH_AFTER / 2, self._go_by, loop) if self._due else None
 
 
 class _AccessLine:
@@ -272,6 +401,11 @@ class _AccessLine:
         trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
         target = json.dumps(f"{entry['method']} {entry['target']}")
         return f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
+
+
+def _too_long(limit: int) -> RefusedError:
+    detail = f"The request's content is longer than {limit} bytes."
+    return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (_CLOSE,)))
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from starlette.exceptions import HTTPException
+
 from des.errors import DESError, InvalidRequestError, SettingsError
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def describe(error: Exception) -> Problem:
     """Return the problem that an error is to the client."""
     if isinstance(error, RefusedError):
         return error.problem
+    if isinstance(error, HTTPException):
+        return _unrouted(error)
     if not isinstance(error, DESError):
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, _FAILED)
     status = error.http_status
@@ -96,6 +100,13 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, SettingsError):
         return Problem(status, "The store cannot be served: " + _ADDRESS.sub("…", str(error)), headers)
     return Problem(status, _DETAILS.get(status, _FAILED), headers)
+
+
+def _unrouted(error: HTTPException) -> Problem:
+    """Say that there is no route, or none with this method, as Starlette's routing found."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return method_not_allowed(sorted((error.headers or {})["Allow"].split(", "))).problem
+    return Problem(error.status_code, "There is nothing at this path.")
 
 
 def encode(problem: Problem, request_id: str) -> tuple[list[Header], bytes]:

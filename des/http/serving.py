@@ -14,13 +14,14 @@ import signal
 import socket
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from des import metrics
 from des.errors import DESError, SettingsError, StorageUnavailableError
 from des.http.app import create_app
+from des.http.keys import KeysFile
 from des.http.worker import BACKLOG, run_worker
 from des.logs import configure_logging
 
@@ -50,22 +51,34 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings)
     app = create_app(settings)
-    with _listening_socket(settings.http_host, settings.http_port) as listener:
+    access = _access(settings)
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listening_socket(settings.http_host, settings.http_port))
         _say(f"serving {_place(settings)} on {_url(listener)}")
-        _say("access control is off: whoever reaches this address can read every file.")
+        _say(access)
+        admin_listener = None
+        if settings.http_admin_port is not None:
+            admin_listener = stack.enter_context(_listening_socket(settings.http_host, settings.http_admin_port))
+            _say(f"probes and metrics are on {_url(admin_listener)}")
         if settings.http_workers == 1:
-            run_worker(app, listener, settings)
+            run_worker(app, listener, settings, admin_listener=admin_listener)
         else:
-            with tempfile.TemporaryDirectory(prefix="des-metrics-") as directory:
-                metrics.share_between_processes(directory)
-                _Workers(settings, listener).run()
+            metrics.share_between_processes(stack.enter_context(tempfile.TemporaryDirectory(prefix="des-metrics-")))
+            _Workers(settings, listener, admin_listener).run()
+
+
+def _access(settings: Settings) -> str:
+    if settings.http_api_keys_file is None:
+        return "access control is off: whoever reaches this address can read every file."
+    KeysFile(settings.http_api_keys_file).load()  # so that a bad file is one sentence, and not each worker's
+    return f"access control is on, by {settings.http_api_keys_file}."
 
 
 class _Workers:
     """The worker processes, and this process over them."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self._settings, self._listener = settings, listener
+    def __init__(self, settings: Settings, listener: socket.socket, admin_listener: socket.socket | None) -> None:
+        self._settings, self._listener, self._admin_listener = settings, listener, admin_listener
         self._workers: dict[SpawnProcess, Event] = {}
         self._ending = False
 
@@ -81,7 +94,7 @@ class _Workers:
 
     def _start(self) -> None:
         ready = _SPAWN.Event()
-        process = _SPAWN.Process(target=_worker, args=(self._settings, self._listener, ready))
+        process = _SPAWN.Process(target=_worker, args=(self._settings, self._listener, self._admin_listener, ready))
         # A worker being born must not die of the Ctrl-C that is meant for all; later it has a handler.
         with _ignored(signal.SIGINT):
             process.start()
@@ -100,12 +113,14 @@ class _Workers:
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self._ending = True
+        if self._admin_listener:
+            self._admin_listener.close()
         self._listener.close()  # else the system would go on accepting for nobody
         for process in self._workers:
             process.terminate()
 
 
-def _worker(settings: Settings, listener: socket.socket, ready: Event) -> None:
+def _worker(settings: Settings, listener: socket.socket, admin_listener: socket.socket | None, ready: Event) -> None:
     configure_logging(settings)
 
     def be_ready() -> None:
@@ -113,7 +128,7 @@ def _worker(settings: Settings, listener: socket.socket, ready: Event) -> None:
         ready.set()
 
     try:
-        run_worker(create_app(settings), listener, settings, be_ready)
+        run_worker(create_app(settings), listener, settings, be_ready, admin_listener)
     except DESError as error:
         _log.error("%s", error)  # a sentence for the operator, no traceback
         sys.exit(error.exit_status)

@@ -19,8 +19,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -29,20 +31,26 @@ from multiprocessing import parent_process
 from typing import TYPE_CHECKING
 
 import anyio
+import h11
 import uvloop
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from des.http.dates import format_http_date
-from des.http.exchange import ABORT_KEY, MAX_HEADER_BYTES
+from des.http.exchange import ABORT_KEY, AT_ONCE_KEY, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.applications import Starlette
 
+    from des.http.problems import Header
     from des.settings import Settings
 
 BACKLOG = 2048
@@ -52,11 +60,19 @@ LINGER = 0.5
 KEEP_ALIVE = 75.0  # longer than a load balancer keeps its end, usually 60 s, so that it is the one that closes
 WATCHDOG_GRACE = 3.0
 
+_FRAMING_FIELDS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+# RFC 9110 sections 5.1 and 5.5
+_FIELD_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9a-z-]+: (?:[\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*)?\r\n)*")
+
 _log = logging.getLogger(__name__)
 
 
 def run_worker(
-    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None = None
+    app: Starlette,
+    listener: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], object] | None = None,
+    admin_listener: socket.socket | None = None,
 ) -> None:
     """Serve until the process is told to end.
 
@@ -65,13 +81,18 @@ def run_worker(
         listener: a bound socket; several workers may share it. It is closed in the end.
         settings: as for `serve_until`.
         on_ready: called once requests are answered.
+        admin_listener: the same for probes and metrics, where they have a port of their own.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(app, listener, settings, on_ready))
+        runner.run(_serve(app, listener, settings, on_ready, admin_listener))
 
 
 async def _serve(
-    app: Starlette, listener: socket.socket, settings: Settings, on_ready: Callable[[], object] | None
+    app: Starlette,
+    listener: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], object] | None,
+    admin_listener: socket.socket | None,
 ) -> None:
     told_to_end = anyio.Event()
 
@@ -82,6 +103,12 @@ async def _serve(
             watchdog.start()
             told_to_end.set()
 
+    def be_ready() -> None:
+        gc.collect()
+        gc.freeze()  # what is there stays: collections need not walk through it again and again
+        if on_ready:
+            on_ready()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
@@ -89,7 +116,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, end)
     try:
-        await serve_until(told_to_end, app, listener, settings, on_ready)
+        await serve_until(told_to_end, app, listener, settings, be_ready, admin_listener)
     finally:
         if parent is not None:
             loop.remove_reader(parent.sentinel)
@@ -101,6 +128,7 @@ async def serve_until(
     listener: socket.socket,
     settings: Settings,
     on_ready: Callable[[], object] | None = None,
+    admin_listener: socket.socket | None = None,
 ) -> None:
     """Serve on the running event loop until an event, then drain.
 
@@ -110,10 +138,14 @@ async def serve_until(
         listener: a bound socket, closed at once when the end begins.
         settings: `http_drain`, `http_send_timeout`, seconds.
         on_ready: called once requests are answered.
+        admin_listener: for probes and metrics, which are answered until the drain is over.
     """
     async with app.router.lifespan_context(app):
         connections = _Connections(app, listener, settings.http_send_timeout)
         connections.listen()
+        admin = _Connections(app.state.admin, admin_listener, settings.http_send_timeout) if admin_listener else None
+        if admin:
+            admin.listen()
         try:
             if on_ready:
                 on_ready()
@@ -122,6 +154,9 @@ async def serve_until(
         finally:
             connections.stop_listening()
         await connections.drain(settings.http_drain)
+        if admin:
+            admin.stop_listening()
+            await admin.drain(0)
 
 
 def _end_hard() -> None:
@@ -185,9 +220,10 @@ class _Connections:
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client)
         connection = _Connection(transport, protocol, reader, self._loop, self._linger)
-        state = {ABORT_KEY: transport.abort}
+        state: dict[str, object] = {ABORT_KEY: transport.abort}
         server = TCPServer(self._app, self._loop, self._config, self._context, state, reader, connection)
         server.idle_task = connection  # type: ignore[assignment]  # it has the two methods that are called
+        state[AT_ONCE_KEY] = _AtOnce(server)
         self._open.add(connection)
         try:
             await server
@@ -212,6 +248,62 @@ class _Connections:
             connection.transport.abort()
         with anyio.move_on_after(LINGER):
             await self._all_ended.wait()
+
+
+class _AtOnce:
+    """Sends a whole answer.
+
+    hypercorn takes an answer apart into header, body and end, each of which passes through five layers; this does with
+    its protocol's h11 connection what they do in the end. h11 is told of the fields that frame the message and writes those;
+    the others are checked all together and put behind.
+    """
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: TCPServer) -> None:
+        self._server = server
+
+    async def __call__(self, status: int, headers: list[Header], body: bytes) -> None:
+        server = self._server
+        protocol = server.protocol.protocol
+        stream = protocol.stream if isinstance(protocol, H11Protocol) else None
+        if not isinstance(protocol, H11Protocol) or not isinstance(stream, HTTPStream):
+            return  # the client is gone
+        connection = protocol.connection
+        framing, lines = _parted(headers, server.config.response_headers("h11"))
+        if protocol.keep_alive_requests >= server.config.keep_alive_max_requests:
+            framing.append((b"connection", b"close"))
+        try:
+            parts = [connection.send(h11.Response(status_code=status, headers=framing))[:-2], lines, b"\r\n"]
+            if body:
+                parts.append(connection.send(h11.Data(data=body)))
+            connection.send(h11.EndOfMessage())
+        except h11.LocalProtocolError:
+            if connection.their_state is not h11.ERROR:
+                raise
+        else:
+            try:
+                server.writer.writelines(parts)
+                await server.writer.drain()
+            except (ConnectionError, RuntimeError):
+                await protocol.handle(Closed())
+        stream.state = ASGIHTTPState.CLOSED
+        await stream.send(StreamClosed(stream_id=stream.stream_id))
+
+
+def _parted(headers: list[Header], more: list[Header]) -> tuple[list[Header], bytes]:
+    """Return the fields that frame a message, and the lines of all others, checked."""
+    framing, others = [], []
+    for field in headers:
+        if field[0] in _FRAMING_FIELDS:
+            framing.append(field)
+        else:
+            others.append(b"%s: %s\r\n" % field)
+    others += [b"%s: %s\r\n" % field for field in more]
+    lines = b"".join(others)
+    if not _FIELD_LINES.fullmatch(lines):
+        raise ValueError("a field of the answer cannot be sent as it is")
+    return framing, lines
 
 
 class _Connection(asyncio.StreamWriter):

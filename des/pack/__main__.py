@@ -14,17 +14,24 @@ from anyio import open_signal_receiver  # by name, so that it is loaded before t
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
-from des.console import run_command, say, write_line
+from des.console import run_command, say, write_bytes, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
+from des.pack.choosing import chosen_inputs
+from des.pack.dry_run import dry_run
+from des.pack.partition import Partition
 from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
+from des.pack.textfile import metrics_written
 from des.shard.codecs import CodecName, Compression
-from des.storage.opening import open_storage, resolve_target
+from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
     from des.pack.decisions import OnConflict
+    from des.pack.dry_run import DryRun
     from des.settings import Settings
     from des.storage.protocol import Storage
 
@@ -54,13 +61,36 @@ class SizeType(click.ParamType[int]):
 
 
 @click.command("pack", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("directories", nargs=-1, metavar="[DIR]...", type=click.Path(path_type=Path))
 @click.option(
-    "--input-json",
     "--input",
     "manifests",
     multiple=True,
+    metavar="M",
+    help="Manifest: a file, a directory, a 'pattern*', s3://bucket/key, s3://bucket/prefix/, or - for stdin. .json is one array of rows, .jsonl or"
+    " .ndjson a row a line, .csv has a header line, .parquet; each also .gz or .zst. Repeatable.",
+)
+@click.option(
+    "--input-json", "json_manifests", multiple=True, metavar="M", help="The same, JSON whatever its name. Repeatable."
+)
+@click.option(
+    "--from-tar",
+    "archives",
+    multiple=True,
+    metavar="FILE",
+    help="A tar archive, also .gz or .zst, or - for stdin: uid = member's name. Unpacked into TMPDIR until packed. Repeatable.",
+)
+@click.option(
+    "--created-at", metavar="T", help="For files of DIR and --from-tar. Default: when they were last changed."
+)
+@click.option(
+    "--source-root",
+    metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Manifest: a JSON array of rows. Repeatable.",
+    help="Sources that manifests name must lie in here, links resolved; relative paths start here.",
+)
+@click.option(
+    "--partition", metavar="i/N", help="Pack only share i (from 0) of N of the shards: N machines, one manifest."
 )
 @click.option("--output-dir", "--output", "output", metavar="DIR|s3://…", help="The store. Default: what DES_* says.")
 @click.option(
@@ -89,12 +119,26 @@ class SizeType(click.ParamType[int]):
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write failed rows here, one JSON object a line.",
 )
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the run's metrics here at its end, for Prometheus' textfile collector.",
+)
+@click.option(
+    "--dry-run", "is_dry_run", is_flag=True, help="Say what would be written and what it would cost; write nothing."
+)
 @click.option("--memory", type=SizeType(_MIN_MEMORY_BYTES), help="Bytes a run may hold. Default: DES_PACK_MEMORY.")
 @click.option("--threads", type=click.IntRange(1), help="Worker threads. Default: DES_PACK_THREADS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 def pack_command(
-    manifests: tuple[Path, ...],
+    directories: tuple[Path, ...],
+    manifests: tuple[str, ...],
+    json_manifests: tuple[str, ...],
+    archives: tuple[str, ...],
+    created_at: str | None,
+    source_root: Path | None,
+    partition: str | None,
     output: str | None,
     max_shard_size: int,
     n_bits: int | None,
@@ -102,20 +146,22 @@ def pack_command(
     level: int | None,
     on_conflict: OnConflict,
     errors: Path | None,
+    metrics_file: Path | None,
+    is_dry_run: bool,
     memory: int | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Pack the files that manifests name into a store.
+    """Pack the files that manifests name, all files below a directory (DIR), or those of a tar archive into a store.
 
-    Running the same command again is safe: what is there already is skipped. Failed rows go to stderr, one JSON object a line.
+    Of a directory or an archive, uid is the path in it and created_at the time of the last change. Running the same command again is safe: what is
+    there already is skipped. Failed rows go to stderr, one JSON object a line, which can be packed again as a manifest.
     """
-    if not manifests:
-        raise click.UsageError("give at least one manifest with --input-json.")
     settings = resolve_target(output)
+    inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
-        manifests=manifests,
+        inputs=inputs,
         compression=Compression(codec, level),
         on_conflict=on_conflict,
         n_bits=settings.n_bits if n_bits is None else n_bits,
@@ -123,29 +169,46 @@ def pack_command(
         memory=settings.pack_memory if memory is None else memory,
         threads=settings.pack_threads if threads is None else threads,
         single_writer=settings.single_writer,
+        partition=None if partition is None else Partition.parse(partition),
+        source_root=source_root,
     )
     console = Console(stderr=True)
     report = Report(store="")
     with ExitStack() as stack:
         report.shown = sys.stderr
+        if metrics_file is not None:
+            stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
-            report.errors = stack.enter_context(_open_errors(errors))
+            report.errors = stack.enter_context(_open_errors(errors, manifests + json_manifests))
         progress: Progress = Progress()
         if not quiet and not as_json:
             shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
             stack.callback(shown.close)
             progress = shown
+        work = _work_of(job, report, progress, is_dry_run=is_dry_run)
         try:
-            stopped_by = anyio.run(_run, settings, job, report, progress)
+            found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
-            _conclude(report, console, as_json=as_json, quiet=quiet)
-            say("packing stopped; run the same command again: what is done is skipped.")
+            if not is_dry_run:
+                _conclude(report, console, as_json=as_json, quiet=quiet)
+                say("packing stopped; run the same command again: what is done is skipped.")
             raise
-    _conclude(report, console, as_json=as_json, quiet=quiet)
+    if stopped_by is None and found is not None:
+        _show(found, console, as_json=as_json)
+    elif not is_dry_run:
+        _conclude(report, console, as_json=as_json, quiet=quiet)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
         return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+def _work_of(
+    job: PackJob, report: Report, progress: Progress, *, is_dry_run: bool
+) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
+    if is_dry_run:
+        return lambda storage, _: dry_run(storage, job, report, progress)
+    return lambda storage, buckets: pack(storage, job, report, progress, buckets)
 
 
 def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:
@@ -155,16 +218,43 @@ def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -
         console.print(summary_table(report))
 
 
-def _open_errors(path: Path) -> TextIO:
+def _show(found: DryRun, console: Console, *, as_json: bool) -> None:
+    """Show what a run would do; unlike a run's summary it is what was asked for, so it goes to stdout."""
+    if as_json:
+        write_line(found.to_json())
+        return
+    with console.capture() as text:
+        console.print(found.to_table())
+    write_bytes(text.get().encode("utf-8", "surrogateescape"))
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+
+
+def _open_errors(path: Path, manifests: Sequence[str]) -> TextIO:
+    """Open the file of failed rows.
+
+    Raises:
+        SettingsError: it cannot be written, or is a manifest of this very run.
+    """
     try:
+        if any(path.exists() and Path(one).exists() and path.samefile(one) for one in manifests):
+            raise SettingsError(
+                f"--errors {path} is a manifest of this run and would be overwritten; give it another name."
+            )
         return path.open("w", encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"--errors {path} cannot be written: {error.strerror}.") from error
 
 
-async def _run(settings: Settings, job: PackJob, report: Report, progress: Progress) -> signal.Signals | None:
-    """Pack until done or told to stop; return the signal that said so. Shards under way are abandoned: they stay as they were."""
+async def _run(
+    settings: Settings, work: Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]
+) -> tuple[DryRun | None, signal.Signals | None]:
+    """Work until done or told to stop; return what came of it, and the signal that stopped it.
+
+    Shards under way are abandoned: they stay as they were.
+    """
     stopped_by: signal.Signals | None = None
+    found: DryRun | None = None
 
     async def stop_on_signal(scope: anyio.CancelScope) -> None:
         nonlocal stopped_by
@@ -175,14 +265,14 @@ async def _run(settings: Settings, job: PackJob, report: Report, progress: Progr
 
     storage: Storage = await open_storage(settings)
     try:
-        report.store = storage.address
         async with open_tasks() as tasks:
             tasks.start_soon(stop_on_signal, tasks.cancel_scope)
-            await pack(storage, job, report, progress)
+            async with SourceBuckets(settings) as buckets:
+                found = await work(storage, buckets)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()
-    return stopped_by
+    return found, stopped_by
 
 
 def main() -> None:

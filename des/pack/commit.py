@@ -37,7 +37,7 @@ from des.shard.tables import HeadTables
 from des.shard.writing import encode_head
 from des.storage.descriptor import require_descriptor
 from des.storage.protocol import IfAbsent, IfVersion
-from des.store.heads import WholeHead, read_whole_head
+from des.store.heads import WholeHead, read_whole_head, whole_head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -95,9 +95,9 @@ async def open_shard(storage: Storage, identity: Identity) -> WholeHead:
 
 
 async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
-    empty = HeadTables(generation=1, lineage=new_name())
+    empty = encode_head(identity, HeadTables(generation=1, lineage=new_name()), b"")
     try:
-        await storage.put(identity.head_key, encode_head(identity, empty, b""), IfAbsent())
+        version = await storage.put(identity.head_key, empty, IfAbsent())
     except StorageDeniedError:
         raise
     except StorageError as failure:
@@ -106,7 +106,7 @@ async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
             return await read_whole_head(storage, identity)
         except ObjectNotFoundError:
             raise failure from failure.__cause__
-    return await read_whole_head(storage, identity)
+    return whole_head(identity, empty, version)
 
 
 def lost_head(identity: Identity) -> LostHeadError:

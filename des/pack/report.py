@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TextIO
 
+from des.shard.layout import from_microseconds
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from des.errors import Status
     from des.pack.manifest import BadRow
     from des.pack.plan import PlannedRow
@@ -14,32 +20,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that was not packed, and why, in one sentence."""
+    """A row that was not packed, and why, in one sentence; `fields` are what else it takes to pack it again."""
 
     row: int
     uid: str | None
     source_path: str | None
     status: Status
     error: str
+    fields: dict[str, object] = field(default_factory=dict)
+    manifest: str | None = None
 
     @classmethod
     def of_row(cls, row: PlannedRow, status: Status, error: str) -> Failure:
         """Return the failure of a planned row."""
-        return cls(row.number, row.uid, row.source_path, status, error)
+        fields: dict[str, object] = {"created_at": from_microseconds(row.created_at).isoformat()}
+        if row.size_bytes is not None:
+            fields["size_bytes"] = row.size_bytes
+        if row.content_type is not None:
+            fields["content_type"] = row.content_type
+        if row.metadata:
+            fields["metadata"] = json.loads(row.metadata)
+        return cls(row.number, row.uid, row.source_path, status, error, fields)
 
     @classmethod
     def of_bad_row(cls, row: BadRow) -> Failure:
         """Return the failure of a row that did not make it into the plan."""
-        return cls(row.number, row.uid, row.source_path, "invalid", row.error)
+        return cls(row.number, row.uid, row.source_path, "invalid", row.error, row.fields)
 
     def to_json(self) -> str:
-        """Return the failure as one line of JSON."""
+        """Return the failure as one line of JSON, which is a row of a manifest as well."""
         value = {
             "row": self.row,
             "uid": self.uid,
             "source_path": self.source_path,
             "status": self.status,
             "error": self.error,
+            **({} if self.manifest is None else {"manifest": self.manifest}),
+            **self.fields,
         }
         # A lone surrogate (part of a path that is no UTF-8) has no UTF-8; the escape that takes its place is JSON's own.
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
@@ -66,7 +83,14 @@ class Tally:
 
 @dataclass(slots=True)
 class Report:
-    """What a run did. `bytes_in` and `bytes_stored` are of the packed files."""
+    """What a run did. `bytes_in` and `bytes_stored` are of the packed files.
+
+    Attributes:
+        statuses: how many files failed with which status.
+        manifests: what was read: number of the first row, and name.
+        is_complete: the run came to its end.
+        is_temporary: tells whether a source lies where nobody will find it again.
+    """
 
     store: str
     files: int = 0
@@ -81,6 +105,10 @@ class Report:
     seconds: float = 0.0
     errors: TextIO | None = None
     shown: TextIO | None = None
+    statuses: Counter[Status] = field(default_factory=Counter)
+    manifests: list[tuple[int, str]] = field(default_factory=list)
+    is_complete: bool = False
+    is_temporary: Callable[[str], bool] = field(default=lambda _: False)
 
     def take(self, tally: Tally) -> None:
         """Take over what became certain, and report its failures at once."""
@@ -94,10 +122,20 @@ class Report:
     def fail(self, failure: Failure) -> None:
         """Count a failure and write it where failures go."""
         self.failed += 1
-        line = failure.to_json()
+        self.statuses[failure.status] += 1
+        line = self._located(failure).to_json()
         for stream in (self.shown, self.errors):
             if stream is not None:
                 stream.write(line + "\n")
+
+    def _located(self, failure: Failure) -> Failure:
+        """Return a failure that names its manifest where there are several, and only sources that last."""
+        if failure.source_path is not None and self.is_temporary(failure.source_path):
+            failure = replace(failure, source_path=None)
+        if len(self.manifests) > 1:
+            at = bisect_right(self.manifests, failure.row, key=lambda one: one[0]) - 1
+            failure = replace(failure, manifest=self.manifests[at][1])
+        return failure
 
     def to_json(self) -> str:
         """Return the summary as one JSON object."""

@@ -9,22 +9,21 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
-from des.pack.manifest import BadRow, ManifestRow, read_manifest
-from des.pack.packer import Options, Workshop, pack_shard
+from des.pack.intake import Intake
+from des.pack.packer import pack_shard
 from des.pack.plan import Plan, PlannedShard
-from des.pack.report import Failure, Report
+from des.pack.remote import RemoteSources
+from des.pack.spool import Spool
+from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
 from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
-from des.store.cache import ByteLRU
-from des.store.catalogs import CatalogReader
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -32,12 +31,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
+    from des.pack.inputs import Input
+    from des.pack.partition import Partition
+    from des.pack.report import Report
     from des.shard.codecs import Compression
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
 
-# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together.
-SHARDS_AT_ONCE = 16
-_PLAN_ROWS = 2_000
+# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. More than these cost more
+# by being in each other's way, and each may hold a part of an upload.
+SHARDS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class PackJob:
     """What to pack, and how.
 
     Attributes:
-        manifests: files to read, one after another; their rows are numbered on.
+        inputs: manifests, directories, archives, read one after another; their rows are numbered on.
         compression: codec, level, dictionary.
         on_conflict: what to do where another file holds a uid and day.
         n_bits: for a new store, or None; must be the store's own otherwise.
@@ -53,9 +56,11 @@ class PackJob:
         memory: bytes the run may take for what it holds.
         threads: worker threads for reading and compressing.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
+        partition: the share of the shards to pack; None: all of them.
+        source_root: the directory that sources must lie in; None: anywhere.
     """
 
-    manifests: Sequence[Path]
+    inputs: Sequence[Input]
     compression: Compression
     on_conflict: OnConflict
     n_bits: int | None
@@ -63,6 +68,8 @@ class PackJob:
     memory: int
     threads: int
     single_writer: bool = False
+    partition: Partition | None = None
+    source_root: Path | None = None
 
 
 class Progress:
@@ -78,8 +85,17 @@ class Progress:
         """`files` more were read and written or found to be there."""
 
 
-async def pack(storage: Storage, job: PackJob, report: Report, progress: Progress) -> None:
+async def pack(
+    storage: Storage, job: PackJob, report: Report, progress: Progress, buckets: SourceBuckets | None = None
+) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
+
+    Args:
+        storage: the store's place.
+        job: what to pack, and how.
+        report: takes what became of each file.
+        progress: is told where the run stands.
+        buckets: for sources on S3; None: rows that name one fail.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -87,46 +103,45 @@ async def pack(storage: Storage, job: PackJob, report: Report, progress: Progres
         StorageError: the storage is unwell; what was acknowledged before stays.
     """
     started = time.monotonic()
+    report.store = storage.address
     try:
-        known = await read_descriptor(storage)
-        if known is not None:
-            known.check_n_bits(job.n_bits)
-        expected = known or Descriptor.new(DEFAULT_N_BITS if job.n_bits is None else job.n_bits)
-        async with _open_plan(expected) as plan:
-            shards = await anyio.to_thread.run_sync(_fill, plan, job.manifests, report, progress)
+        expected = await expected_descriptor(storage, job.n_bits)
+        intake = Intake(expected, job.partition, job.source_root)
+        async with open_plan() as (plan, spool):
+            shards = await anyio.to_thread.run_sync(intake.fill, plan, job.inputs, spool, report, progress.planned)
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
                 progress.begin(sum(shard.rows for shard in shards))
-                await _pack_shards(storage, job, plan, descriptor, shards, report, progress)
+                remote = RemoteSources(buckets, job.memory // 8)
+                await _pack_shards(storage, job, plan, descriptor, shards, report, progress, remote)
+        report.is_complete = True
     finally:
         report.seconds = round(time.monotonic() - started, 3)
 
 
+async def expected_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
+    """Return the descriptor of a store, or one like it will get.
+
+    Raises:
+        SettingsError: `n_bits` differs from the store's.
+        StorageError: the storage is unwell.
+    """
+    known = await read_descriptor(storage)
+    if known is not None:
+        known.check_n_bits(n_bits)
+    return known or Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
+
+
 @asynccontextmanager
-async def _open_plan(expected: Descriptor) -> AsyncIterator[Plan]:
-    plan = await anyio.to_thread.run_sync(Plan, expected)
+async def open_plan() -> AsyncIterator[tuple[Plan, Spool]]:
+    """Open an empty plan, and a spool for what its rows need."""
+    plan, spool = await anyio.to_thread.run_sync(Plan), Spool()
     try:
-        yield plan
+        yield plan, spool
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(plan.close)
-
-
-def _fill(plan: Plan, manifests: Sequence[Path], report: Report, progress: Progress) -> list[PlannedShard]:
-    """Read all manifests into the plan; bad rows are reported once all are known to be readable."""
-    bad: list[BadRow] = []
-    first = 1
-    for path in manifests:
-        rows = read_manifest(path, first)
-        while chunk := list(islice(rows, _PLAN_ROWS)):
-            plan.add(row for row in chunk if isinstance(row, ManifestRow))
-            bad += [row for row in chunk if isinstance(row, BadRow)]
-            first += len(chunk)
-            progress.planned(first - 1)
-    report.files = first - 1
-    for row in bad:
-        report.fail(Failure.of_bad_row(row))
-    return plan.finish()
+            await anyio.to_thread.run_sync(spool.close)
 
 
 async def _open_for_writing(storage: Storage, job: PackJob, expected: Descriptor) -> Descriptor:
@@ -146,6 +161,7 @@ async def _pack_shards(
     shards: Sequence[PlannedShard],
     report: Report,
     progress: Progress,
+    remote: RemoteSources,
 ) -> None:
     options = Options(
         compression=job.compression,
@@ -157,7 +173,7 @@ async def _pack_shards(
         storage=storage,
         plan=plan,
         options=options,
-        catalogs=CatalogReader(storage, ByteLRU(job.memory // 8)),
+        remote=remote,
         threads=job.threads,
         batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
@@ -169,9 +185,12 @@ async def _pack_shards(
         identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
         report.shards += 1
         async for outcome in pack_shard(workshop, identity, shard):
-            # Off the loop, because it writes to files; shielded, because what is certain is reported.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            if outcome.tally.failures:
+                # Off the loop, because it writes to files; shielded, because what is certain is reported.
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
+            else:
+                report.take(outcome.tally)
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 

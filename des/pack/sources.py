@@ -18,6 +18,7 @@ from des.shard.layout import MAX_FILE_BYTES, NAME_BYTES
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from des.errors import Status
     from des.pack.plan import PlannedRow
 
 # A large source is read in pieces of whole chunks; one thread hop then serves several of them.
@@ -25,7 +26,16 @@ PIECE_BYTES = 4 * CHUNK_BYTES
 
 
 class SourceError(Exception):
-    """A source cannot be packed; the sentence says why. One file's trouble, reported by row."""
+    """A source cannot be packed; the sentence says why. One file's trouble, reported by row.
+
+    Attributes:
+        status: the word it is reported under.
+    """
+
+    def __init__(self, sentence: str, status: Status = "invalid") -> None:
+        """See the class."""
+        super().__init__(sentence)
+        self.status = status
 
 
 def read_small(row: PlannedRow) -> bytes | int:
@@ -72,11 +82,20 @@ def _checked_size(row: PlannedRow, status: os.stat_result) -> int:
         raise SourceError("the source is a directory.")
     if not stat.S_ISREG(status.st_mode):
         raise SourceError("the source is not a regular file.")
-    if row.size_bytes is not None and row.size_bytes != status.st_size:
-        raise SourceError(f"the source has {status.st_size} bytes, but size_bytes says {row.size_bytes}.")
-    if status.st_size > MAX_FILE_BYTES:
-        raise SourceError(f"the source has {status.st_size} bytes; a file may have at most {MAX_FILE_BYTES}.")
+    check_size(row, status.st_size)
     return status.st_size
+
+
+def check_size(row: PlannedRow, size: int) -> None:
+    """Compare a source's size in bytes with what its row says and the format takes.
+
+    Raises:
+        SourceError: it is another one, or too large.
+    """
+    if row.size_bytes is not None and row.size_bytes != size:
+        raise SourceError(f"the source has {size} bytes, but size_bytes says {row.size_bytes}.")
+    if size > MAX_FILE_BYTES:
+        raise SourceError(f"the source has {size} bytes; a file may have at most {MAX_FILE_BYTES}.")
 
 
 async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
@@ -106,14 +125,14 @@ async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
         raise SourceError(f"the source cannot be read: {error.strerror}.") from error
 
 
-async def hash_large(row: PlannedRow, size: int) -> bytes:
-    """Return SHA-256[:16] of a large source.
+async def hash_large(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    """Return SHA-256[:16] of a large source that is read to its end here, as by `read_large`.
 
     Raises:
-        SourceError: as for `read_large`.
+        SourceError: as its reader does.
     """
     digest = hashlib.sha256()
-    async with aclosing(read_large(row, size)) as pieces:
+    async with aclosing(pieces):
         async for piece in pieces:
             await anyio.to_thread.run_sync(digest.update, piece)
     return digest.digest()[:NAME_BYTES]

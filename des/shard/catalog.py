@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zstandard
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from des.shard.reading import PageRef
 
+# A row with the fields of its entry in place; numbers of 48 bits as their low 32 and high 16.
+_DRAFT = struct.Struct("<16s16sIIBBIHIHIHIQqHHI")
 # A chunk is what one user metadata read or one step of a listing costs.
 CHUNK_TARGET_BYTES = 64 << 10
 _CHUNK_LEVEL = 3
@@ -100,12 +103,65 @@ def encode_metadata(metadata: object) -> bytes:
     return encoded
 
 
-def encode_row(row: CatalogRow, content_type_number: int) -> bytes:
-    """Return the bytes of a row. Rows compare as bytes by their file_id first, so sorting them sorts the catalog."""
-    uid = row.uid.encode("utf-8")
-    entry = row.entry.encode()
-    fixed = ROW.pack(entry, row.generation, row.created_at, content_type_number, len(uid), len(row.metadata))
-    return fixed + uid + row.metadata
+class RowDraft(NamedTuple):
+    """A row before its payload has a place. A named tuple, because one is made for every file that is packed.
+
+    Attributes:
+        encoded: the row, its offset and the number of its content type still 0.
+        content_type: None for none.
+        stored_size: bytes its payload takes.
+        raw_size: bytes of content.
+    """
+
+    encoded: bytes
+    content_type: str | None
+    stored_size: int
+    raw_size: int
+
+    def placed(self, offset: int, type_number: int) -> bytes:
+        """Return the bytes of the row. Rows compare as bytes by their file_id first, so sorting them sorts the catalog."""
+        row = self.encoded
+        if not type_number:
+            return row[:42] + offset.to_bytes(6, "little") + row[48:]
+        return row[:42] + offset.to_bytes(6, "little") + row[48:80] + type_number.to_bytes(2, "little") + row[82:]
+
+
+def draft_row(
+    file_id: bytes,
+    content_hash: bytes,
+    checksum: int,
+    codec: int,
+    flags: int,
+    stored_size: int,
+    raw_size: int,
+    generation: int,
+    created_at: int,
+    content_type: str | None,
+    uid: bytes,
+    metadata: bytes,
+) -> RowDraft:
+    """Return the draft of a row; see `Entry` and `CatalogRow` for its fields. `uid` is UTF-8."""
+    fixed = _DRAFT.pack(
+        file_id,
+        content_hash,
+        checksum,
+        0,
+        codec,
+        flags,
+        0,
+        0,
+        stored_size & 0xFFFF_FFFF,
+        stored_size >> 32,
+        raw_size & 0xFFFF_FFFF,
+        raw_size >> 32,
+        second_of_day(created_at),
+        generation,
+        created_at,
+        0,
+        len(uid),
+        len(metadata),
+    )
+    return RowDraft(fixed + uid + metadata, content_type, stored_size, raw_size)
 
 
 def encode_chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bytes, int]]:

@@ -14,13 +14,16 @@ import mimetypes
 import posixpath
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import lz4.block
 import zstandard
 
 from des.errors import CorruptShardError, InvalidRequestError
 from des.shard.layout import MAX_DICTIONARY_BYTES, Buffer, Codec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CodecName = Literal["zstd", "lz4", "none"]
 DEFAULT_ZSTD_LEVEL = 3
@@ -131,14 +134,27 @@ _FURTHER_TYPES = {
 _TYPES = mimetypes.MimeTypes(filenames=()).types_map[True] | _FURTHER_TYPES
 
 
+def extension_of(name: str) -> str:
+    """Return the extension of a name in lower case, with its dot; "" where it has none. As `posixpath.splitext`, in a third of its time."""
+    dot = name.rfind(".")
+    if dot <= 0 or name.find("/", dot) >= 0:
+        return ""
+    return posixpath.splitext(name)[1].lower() if name[dot - 1] in "/." else name[dot:].lower()
+
+
 def guess_content_type(name: str) -> str | None:
     """Guess a media type from a name's extension; None where the extension says nothing."""
-    return _TYPES.get(posixpath.splitext(name)[1].lower())
+    return type_of_extension(extension_of(name))
 
 
-def worth_trying(names: tuple[str, ...], content_type: str | None) -> bool:
-    """Tell whether compressing is worth an attempt, going by the extensions of the names and by the media type."""
-    if any(posixpath.splitext(name)[1].lower() in _COMPRESSED_EXTENSIONS for name in names):
+def type_of_extension(extension: str) -> str | None:
+    """Return the media type of an extension as of `extension_of`; None where it says nothing."""
+    return _TYPES.get(extension)
+
+
+def worth_trying(extensions: tuple[str, ...], content_type: str | None) -> bool:
+    """Tell whether compressing is worth an attempt, going by extensions as of `extension_of` and by the media type."""
+    if not _COMPRESSED_EXTENSIONS.isdisjoint(extensions):
         return False
     if content_type is None:
         return True
@@ -221,6 +237,20 @@ class Encoder:
         else:
             codec, stored = Codec.ZSTD, self._plain.compress(raw)
         return (codec, stored) if len(stored) <= len(raw) * _KEPT_SHARE else (Codec.NONE, raw)
+
+    def encode_many(self, raws: Sequence[bytes]) -> list[tuple[Codec, bytes]]:
+        """Compress several small payloads, each as `encode` does: with zstd in one go, which spares the way in and out for each."""
+        compressor = self._with_dictionary or self._plain
+        wanted: list[bytes | bytearray | memoryview] = [raw for raw in raws if raw]
+        if compressor is None or not wanted:
+            return [self.encode(raw) for raw in raws]
+        codec = Codec.ZSTD if self._with_dictionary is None else Codec.ZSTD_DICT
+        frames = iter(compressor.multi_compress_to_buffer(wanted))
+        return [self._kept(codec, next(frames), raw) if raw else (Codec.NONE, raw) for raw in raws]
+
+    @staticmethod
+    def _kept(codec: Codec, frame: zstandard.BufferSegment, raw: bytes) -> tuple[Codec, bytes]:
+        return (codec, frame.tobytes()) if len(frame) <= len(raw) * _KEPT_SHARE else (Codec.NONE, raw)
 
 
 class _Contexts(threading.local):

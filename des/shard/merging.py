@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError
-from des.shard.layout import ENTRY_BYTES, MAX_CONTENT_TYPES, MAX_SEGMENTS, Buffer, Entry, decode_entry
+from des.shard.layout import ENTRY_BYTES, MAX_CONTENT_TYPES, MAX_SEGMENTS, Buffer, Entry, Flag, decode_entry
 from des.shard.tables import HeadTables, SegmentRef, check_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from des.shard.writing import SegmentSummary
 
 _SEGMENT_AND_TYPE = struct.Struct("<HH")
+_DELETED = int(Flag.DELETED)
 _AT = 36  # where those two stand in an entry
+_COUNTED = struct.Struct("<36xH3xB6xIHIH4x")  # segment, flags, and stored and raw size as low 32 and high 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +61,28 @@ def merge(
     for number, addition in enumerate(additions, start=len(tables.segments)):
         mapping = [0, *(types.setdefault(text, len(types) + 1) for text in addition.summary.content_types)]
         check_limit(len(types), MAX_CONTENT_TYPES, "content types")
-        patches = [_SEGMENT_AND_TYPE.pack(number, new) for new in mapping]
-        view = addition.summary.entries
-        for at in range(0, len(view), ENTRY_BYTES):
-            if view[at : at + 16] not in addition.left_out:
-                _, old_type = _SEGMENT_AND_TYPE.unpack_from(view, at + _AT)
-                incoming.append(view[at : at + _AT] + patches[old_type] + view[at + _AT + 4 : at + ENTRY_BYTES])
-    incoming.sort()
+        incoming += _renumbered(addition, number, mapping)
+    if len(additions) > 1:
+        incoming.sort()
     refs = [
         *tables.segments,
         *(SegmentRef(a.name, a.summary.size, committed_at, 0, 0, a.summary.dictionary) for a in additions),
     ]
     totals = _Totals(tables, refs)
-    merged = _splice(memoryview(entries), incoming, totals)
+    totals.add_all(incoming)
+    merged = _splice(memoryview(entries), incoming, totals) if entries else b"".join(incoming)
     return totals.apply(replace(tables, content_types=tuple(types))), merged
+
+
+def _renumbered(addition: Addition, number: int, mapping: Sequence[int]) -> list[bytes]:
+    """Return the entries of an addition as the head with this segment number and these content type numbers has them."""
+    view = addition.summary.entries
+    patches = [_SEGMENT_AND_TYPE.pack(number, new) for new in mapping]
+    return [
+        view[at : at + _AT] + patches[view[at + 38] | view[at + 39] << 8] + view[at + _AT + 4 : at + ENTRY_BYTES]
+        for at in range(0, len(view), ENTRY_BYTES)
+        if view[at : at + 16] not in addition.left_out
+    ]
 
 
 def _splice(existing: memoryview, incoming: Sequence[bytes], totals: _Totals) -> bytes:
@@ -90,7 +100,6 @@ def _splice(existing: memoryview, incoming: Sequence[bytes], totals: _Totals) ->
             totals.remove(decode_entry(existing, found * ENTRY_BYTES))
             position = found + 1
         parts.append(encoded)
-        totals.add(decode_entry(encoded))
     parts.append(existing[position * ENTRY_BYTES :])
     return b"".join(parts)
 
@@ -105,23 +114,32 @@ class _Totals:
         self._files, self._deleted = tables.files, tables.deleted
         self._raw_bytes, self._stored_bytes = tables.raw_bytes, tables.stored_bytes
 
-    def add(self, entry: Entry) -> None:
-        self._count(entry, 1)
+    def add_all(self, entries: Iterable[bytes]) -> None:
+        """Count entries of our own making, and nothing else of them: this is done for every file that is packed."""
+        for encoded in entries:
+            segment, flags, stored_low, stored_high, raw_low, raw_high = _COUNTED.unpack(encoded)
+            stored = stored_high << 32 | stored_low
+            self._entries[segment] += 1
+            self._stored[segment] += stored
+            if flags & _DELETED:
+                self._deleted += 1
+            else:
+                self._files += 1
+                self._raw_bytes += raw_high << 32 | raw_low
+                self._stored_bytes += stored
 
     def remove(self, entry: Entry) -> None:
-        self._count(entry, -1)
-
-    def _count(self, entry: Entry, sign: int) -> None:
+        """Count an entry out that is replaced."""
         if entry.segment >= len(self._refs):
             raise CorruptShardError("an entry points outside the head's tables.")
-        self._entries[entry.segment] += sign
-        self._stored[entry.segment] += sign * entry.stored_size
+        self._entries[entry.segment] -= 1
+        self._stored[entry.segment] -= entry.stored_size
         if entry.deleted:
-            self._deleted += sign
+            self._deleted -= 1
         else:
-            self._files += sign
-            self._raw_bytes += sign * entry.raw_size
-            self._stored_bytes += sign * entry.stored_size
+            self._files -= 1
+            self._raw_bytes -= entry.raw_size
+            self._stored_bytes -= entry.stored_size
 
     def apply(self, tables: HeadTables) -> HeadTables:
         totals = (self._files, self._deleted, self._raw_bytes, self._stored_bytes, *self._entries, *self._stored)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from des.shard.catalog import CatalogRow, encode_chunks, encode_row
+from des.shard.catalog import RowDraft, draft_row, encode_chunks
 from des.shard.layout import (
     CHECKSUM_AT_END,
     DIRECTORY_ITEM,
@@ -14,23 +14,22 @@ from des.shard.layout import (
     FOOTER,
     FOOTER_MAGIC,
     HEADER,
+    MAX_CONTENT_TYPES,
     NAME_BYTES,
     TAIL_READ_BYTES,
     VERSION,
     Buffer,
     Codec,
-    Entry,
     Flag,
     Identity,
     Kind,
     checksum32,
     checksum64,
-    second_of_day,
 )
-from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables
+from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables, check_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from des.shard.chunking import LargePayload
     from des.shard.codecs import Encoder
@@ -136,35 +135,48 @@ class SegmentWriter:
 
     def add(self, record: FileRecord, payload: Payload | LargePayload) -> None:
         """Add a file whose stored bytes are the next to be written."""
-        entry = Entry(
+        draft = draft_row(
             record.file_id,
             payload.content_hash,
             payload.checksum,
-            0,
-            0,
             payload.codec,
             record.flags,
-            self.size,
             payload.stored_size,
             payload.raw_size,
-            second_of_day(record.created_at),
+            self._generation,
+            record.created_at,
+            record.content_type,
+            record.uid.encode("utf-8"),
+            record.metadata,
         )
-        self.size += payload.stored_size
-        self._append(entry, record, self._generation)
+        self.extend([draft])
+
+    def extend(self, drafts: Iterable[RowDraft]) -> None:
+        """Add files whose stored bytes are the next to be written, in this order.
+
+        Raises:
+            ShardFullError: more content types than a shard takes.
+        """
+        types, rows = self._types, self._rows
+        position, row_bytes = self.size, self.row_bytes
+        for draft in drafts:
+            _, content_type, stored_size, _ = draft
+            number = types.setdefault(content_type, len(types) + 1) if content_type else 0
+            row = draft.placed(position, number)
+            position += stored_size
+            row_bytes += len(row)
+            rows.append(row)
+        self.size, self.row_bytes = position, row_bytes
+        check_limit(len(types), MAX_CONTENT_TYPES, "content types")
 
     def add_tombstone(self, file_id: bytes, deleted_hash: bytes, deleted_at: int) -> None:
         """Add a tombstone: the file's id and content hash and the time of its deletion are all that is kept."""
-        second = second_of_day(deleted_at)
-        entry = Entry(file_id, deleted_hash, 0, 0, 0, Codec.NONE, Flag.DELETED, 0, 0, 0, second)
-        self._append(entry, FileRecord(file_id, "", deleted_at, None, b""), self._generation)
+        fields = (0, Codec.NONE, Flag.DELETED, 0, 0, self._generation, deleted_at)
+        draft = draft_row(file_id, deleted_hash, *fields, None, b"", b"")
+        row = draft.placed(0, 0)
+        self.row_bytes += len(row)
+        self._rows.append(row)
         self._tombstones += 1
-
-    def _append(self, entry: Entry, record: FileRecord, generation: int) -> None:
-        number = self._types.setdefault(record.content_type, len(self._types) + 1) if record.content_type else 0
-        row = CatalogRow(entry, record.uid, record.created_at, record.content_type, record.metadata, generation)
-        encoded = encode_row(row, number)
-        self.row_bytes += len(encoded)
-        self._rows.append(encoded)
 
     def finish(self) -> tuple[list[bytes], SegmentSummary]:
         """Return the rest of the object (catalog and tail) in pieces, and what the head takes over.
@@ -191,12 +203,8 @@ class SegmentWriter:
         )
         tail = encode_tail(self._identity, Kind.SEGMENT, tables.encode(), directory, position, bytes(NAME_BYTES))
         pieces.append(tail)
-        entries = b"".join(_entry_with_type(row) for row in self._rows)
+        entries = b"".join([row[:38] + row[80:82] + row[40:ENTRY_BYTES] for row in self._rows])
         return pieces, SegmentSummary(position + len(tail), entries, tables.content_types, self._dictionary)
-
-
-def _entry_with_type(row: bytes) -> bytes:
-    return row[:38] + row[80:82] + row[40:ENTRY_BYTES]
 
 
 def encode_tail(

@@ -171,10 +171,8 @@ class LocalStorage:
         pending = PendingFile(self._path(key), self._directories)
         writer = _Writer(lambda pieces: self._write(key, pending.write, pieces))
         try:
-            await self._write(key, pending.create)
             yield writer
-            await writer.flush()
-            await self._write(key, pending.publish_new)
+            await self._write(key, pending.complete_new, writer.rest())
         except BaseException:
             with CancelScope(shield=True):
                 await to_thread.run_sync(pending.discard)
@@ -298,13 +296,22 @@ class _Writer:
         Raises:
             StorageUnavailableError: an earlier write failed or was cancelled, and yet the context goes on.
         """
+        gathered = self.rest()
+        self._is_whole = False
+        await self._write(gathered)
+        self._is_whole = True
+
+    def rest(self) -> list[bytes]:
+        """Return what was gathered and not written yet, and forget it.
+
+        Raises:
+            StorageUnavailableError: as for `flush`.
+        """
         if not self._is_whole:
             msg = "An earlier part of the new object was not written, so it cannot be completed."
             raise StorageUnavailableError(msg)
         gathered, self._gathered, self._size = self._gathered, [], 0
-        self._is_whole = False
-        await self._write(gathered)
-        self._is_whole = True
+        return gathered
 
 
 def _read_suffix(path: Path, length: int, unless: str | None) -> Suffix | None:

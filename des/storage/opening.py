@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 
 from des import metrics
 from des.errors import SettingsError, StorageDeniedError, StorageError
 from des.settings import Settings
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from des.storage.protocol import Storage
 
 _log = logging.getLogger(__name__)
 _ACCESS_SECONDS = 5.0
+# One label for the buckets that manifests name: there may be any number of them.
+_SOURCES_PLACE = "sources"
 
 Target = str | Path | Settings | None
 
@@ -75,7 +80,7 @@ async def _open_s3(settings: Settings) -> Storage:
     from des.storage.s3_config import S3Config  # noqa: PLC0415
 
     config = S3Config.from_settings(settings)
-    storage = await open_s3(config, observe=partial(metrics.request_made, config.address))
+    storage = await open_s3(config, observe=metrics.request_observer(config.address))
     try:
         with anyio.move_on_after(_ACCESS_SECONDS):
             await storage.check_access()
@@ -90,3 +95,55 @@ async def _open_s3(settings: Settings) -> Storage:
             await storage.aclose()
         raise
     return metrics.metered(storage, reports_requests=True)
+
+
+class SourceBuckets:
+    """Buckets on the endpoint of the settings that are only read from, each opened when it is first asked for.
+
+    They share the client, the connections and the limits of a store on the same endpoint. `async with` closes them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Open nothing yet; everything but bucket and prefix is as in `settings`."""
+        self.max_connections = settings.max_connections
+        self._settings = settings
+        self._open: dict[str, Storage] = {}
+        self._turn = anyio.Lock()
+
+    async def __aenter__(self) -> Self:
+        """Return the buckets."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close what was opened."""
+        with anyio.CancelScope(shield=True):
+            while self._open:
+                await self._open.popitem()[1].aclose()
+
+    async def storage(self, bucket: str) -> Storage:
+        """Return a bucket as a place whose keys are those of its objects. Sends nothing to it.
+
+        Raises:
+            SettingsError: profile, certificates or endpoint do not work.
+            StorageDeniedError: there are no credentials.
+        """
+        async with self._turn:
+            if bucket not in self._open:
+                # In a thread, because loading it reads many files while the loop is busy with others.
+                await anyio.to_thread.run_sync(import_module, "des.storage.s3")
+                from des.storage.s3 import open_s3  # noqa: PLC0415 - for those who read from S3
+                from des.storage.s3_config import S3Config  # noqa: PLC0415
+
+                place = self._settings.model_copy(update={"s3_bucket": bucket, "s3_prefix": ""})
+                observe = metrics.request_observer(_SOURCES_PLACE)
+                self._open[bucket] = await open_s3(S3Config.from_settings(place), observe=observe)
+            return self._open[bucket]
+
+    @staticmethod
+    def is_about_address(error: StorageError) -> bool:
+        """Tell whether an error says that this bucket or object cannot be had, while the storage is well."""
+        from des.storage.s3_errors import is_about_address  # noqa: PLC0415 - as above
+
+        return is_about_address(error)

@@ -127,31 +127,26 @@ class PendingFile:
             OSError: that failed.
         """
         with self._step:
-            for attempts_left in reversed(range(_MADE_AGAIN)):
-                if self._is_over:
-                    return
-                try:
-                    self._directories.make(self._directory)
-                    self._number = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                except FileNotFoundError:
-                    if not attempts_left:
-                        raise
-                    self._directories.forget()
-                else:
-                    self._leftover = self._temporary
-                    return
+            self._create()
 
     def write(self, pieces: Iterable[bytes]) -> None:
-        """Append bytes.
+        """Append bytes; the first ones create the file.
 
         Raises:
             OSError: they could not all be written.
         """
         with self._step:
-            for piece in pieces:
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[os.write(self._open_number(), rest) :]
+            self._append(pieces)
+
+    def complete_new(self, pieces: Iterable[bytes]) -> None:
+        """Append the last bytes, and do as `publish_new`: in one step, because handing over to a thread costs too.
+
+        Raises:
+            OSError: as for `write` and `publish_new`.
+        """
+        with self._step:
+            self._append(pieces)
+            self._publish_new()
 
     def publish(self) -> None:
         """Put the file in its target's place, durably.
@@ -171,9 +166,7 @@ class PendingFile:
             OSError: that failed.
         """
         with self._step:
-            self._place()
-            self._leftover = self._target
-            self._directories.sync(self._directory)
+            self._publish_new()
 
     def discard(self) -> None:
         """Remove what was written, unless `publish` put it in place."""
@@ -186,6 +179,34 @@ class PendingFile:
                 with suppress(OSError):
                     self._leftover.unlink()
             self._directories.prune(self._directory)
+
+    def _create(self) -> None:
+        for attempts_left in reversed(range(_MADE_AGAIN)):
+            if self._is_over:
+                return
+            try:
+                self._directories.make(self._directory)
+                self._number = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileNotFoundError:
+                if not attempts_left:
+                    raise
+                self._directories.forget()
+            else:
+                self._leftover = self._temporary
+                return
+
+    def _append(self, pieces: Iterable[bytes]) -> None:
+        if self._leftover is None:
+            self._create()
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(self._open_number(), rest) :]
+
+    def _publish_new(self) -> None:
+        self._place()
+        self._leftover = self._target
+        self._directories.sync(self._directory)
 
     def _place(self) -> None:
         os.fsync(self._open_number())

@@ -25,7 +25,7 @@ from des.storage.s3_multipart import body_of, open_upload
 from des.storage.s3_presigned import PresignedSource
 from des.storage.s3_probe import probe_conditional_writes
 from des.storage.s3_ranges import RangeRead, version_of
-from des.storage.s3_reading import ClientSource, Source, read_pieces
+from des.storage.s3_reading import ClientSource, Source, read_pieces, read_whole
 from des.storage.s3_requests import Requests
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class S3Storage:
         for _ in range(_SUFFIX_READS):
             read = RangeRead.of_suffix(subject, length, unless)
             try:
-                data = await self._read("read_suffix", read)
+                data = await read_whole(self._requests, self._source, "read_suffix", read)
             except PreconditionFailedError:
                 continue
             if read.outcome == "unmodified":
@@ -113,7 +113,8 @@ class S3Storage:
         purpose: Purpose = "payload",  # noqa: ARG002
     ) -> bytes:
         """See `Storage.read_range`."""
-        return await self._read("read_range", RangeRead(self._requests.subject(key, "read"), start, end, version))
+        read = RangeRead(self._requests.subject(key, "read"), start, end, version)
+        return await read_whole(self._requests, self._source, "read_range", read)
 
     @asynccontextmanager
     async def stream_range(
@@ -130,7 +131,7 @@ class S3Storage:
         A stream holds a connection until its context ends, also while nobody takes its pieces.
         """
         read = RangeRead(self._requests.subject(key, "read"), start, end, version)
-        async with aclosing(read_pieces(self._requests, self._source, "stream_range", read, stream=True)) as pieces:
+        async with aclosing(read_pieces(self._requests, self._source, "stream_range", read)) as pieces:
             yield pieces
 
     async def head(self, key: str) -> ObjectInfo:
@@ -249,12 +250,6 @@ class S3Storage:
         }
         return {name: value for name, value in options.items() if value}
 
-    async def _read(self, verb: str, read: RangeRead) -> bytes:
-        pieces: list[bytes] = []
-        async with aclosing(read_pieces(self._requests, self._source, verb, read, stream=False)) as arriving:
-            pieces.extend([piece async for piece in arriving])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     async def _put(self, key: str, data: bytes, mode: PutMode) -> str:
         condition: dict[str, Any] = {}
         if isinstance(mode, IfAbsent):
@@ -286,7 +281,8 @@ class S3Storage:
         except StorageUnavailableError as error:
             cause = error.__cause__
             if isinstance(cause, Failure) and cause.status == HTTPStatus.NOT_FOUND:
-                raise failure_of_reply(cause.status, "NoSuchBucket", "", subject).error from error
+                failure = failure_of_reply(cause.status, "NoSuchBucket", "", subject)
+                raise failure.error from failure
             raise
 
     async def _pages(self, prefix: str, delimiter: str) -> AsyncGenerator[ListObjectsV2OutputTypeDef, None]:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from des.settings import Settings
 
 # A transfer may take this much longer than `request_timeout` for each of its bytes: large bodies are no failure.
-MIN_BYTES_PER_SECOND = 1024 * 1024
+MIB = 1024 * 1024
+MIN_BYTES_PER_SECOND = MIB
+# Of a packer's memory, this part may be on its way; what its writers gather comes on top (see `s3_multipart`).
+UPLOAD_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class EndpointOptions:
         addressing: how the bucket stands in the URL; None means path style on a custom endpoint, virtual hosts on AWS.
         ca_bundle: PEM file of the authorities to trust; None means what the AWS configuration says.
         max_connections: requests at once.
+        upload_memory: bytes of parts that may be on their way at once.
     """
 
     url: str | None
@@ -36,6 +40,7 @@ class EndpointOptions:
     addressing: Literal["auto", "path", "virtual"] | None
     ca_bundle: Path | None
     max_connections: int
+    upload_memory: int
 
     @property
     def name(self) -> str:
@@ -50,7 +55,8 @@ class S3Config:
     Attributes:
         bucket: name of the bucket.
         prefix: where in the bucket, without slashes at its ends; "" means its root.
-        region: see `EndpointOptions`, likewise `endpoint_url`, `profile`, `addressing`, `ca_bundle` and `max_connections`.
+        region: see `EndpointOptions`, likewise `endpoint_url`, `profile`, `addressing`, `ca_bundle`, `max_connections` and
+            `upload_memory`.
         sse: server-side encryption asked for at every write; None means the bucket's default.
         sse_kms_key_id: the key for `aws:kms`.
         storage_class: for every object written; None means the bucket's default.
@@ -74,6 +80,7 @@ class S3Config:
     presigned: Literal["auto", "off"] = "auto"
     single_writer: bool = False
     max_connections: int = 128
+    upload_memory: int = 24 * MIB
     request_timeout: float = 30.0
 
     def __post_init__(self) -> None:
@@ -115,6 +122,7 @@ class S3Config:
             presigned=settings.s3_presigned,
             single_writer=settings.single_writer,
             max_connections=settings.max_connections,
+            upload_memory=settings.pack_memory // UPLOAD_SHARE,
             request_timeout=settings.request_timeout,
         )
 
@@ -133,6 +141,7 @@ class S3Config:
             addressing=self.addressing,
             ca_bundle=self.ca_bundle,
             max_connections=self.max_connections,
+            upload_memory=self.upload_memory,
         )
 
     @property

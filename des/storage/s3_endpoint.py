@@ -32,6 +32,7 @@ from botocore.loaders import Loader, create_loader
 
 from des.errors import StorageTimeoutError
 from des.storage.s3_errors import setup_error
+from des.storage.s3_in_flight import InFlight
 from des.storage.s3_kinds import FOREIGN
 from des.storage.s3_retry import RetryBudget
 from des.storage.s3_wire import Origin, Pool
@@ -57,6 +58,7 @@ class Endpoint:
         client: aiobotocore's client.
         credentials: of the AWS chain.
         budget: pays for retries.
+        uploads: bounds the parts that are being sent.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Endpoint:
         self.client = client
         self.credentials = credentials
         self.budget = RetryBudget()
+        self.uploads = InFlight(options.upload_memory)
         self._slots = anyio.Semaphore(options.max_connections, fast_acquire=True)
         self._pools: dict[Origin, Pool] = {}
         self._tls = tls

@@ -116,6 +116,7 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         timed_out: it took its whole time; such a retry costs more of the budget.
         status: of the reply, 0 where there was none.
         refused: the credentials, or how they were used, were not accepted: another signature may be.
+        about_address: S3 is well, but the bucket or object that was named cannot be had: other addresses may be fine.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         timed_out: bool = False,
         status: int = 0,
         refused: bool = False,
+        about_address: bool = False,
     ) -> None:
         """See the class."""
         super().__init__(str(error))
@@ -136,6 +138,12 @@ class Failure(Exception):  # noqa: N818 - not an error of its own: it carries on
         self.timed_out = timed_out
         self.status = status
         self.refused = refused
+        self.about_address = about_address
+
+
+def is_about_address(error: StorageError) -> bool:
+    """Tell whether an error of the S3 backend is one of `Failure.about_address`."""
+    return isinstance(error.__cause__, Failure) and error.__cause__.about_address
 
 
 class RefusedError(Exception):
@@ -158,11 +166,17 @@ def failure_of_reply(
         return Failure(PreconditionFailedError(f"{subject} is not at the version asked for."), status=status)
     if code == "NoSuchBucket":
         error = f"there is no bucket {subject.bucket!r} at {subject.endpoint}."
-        return Failure(StorageUnavailableError(error), status=status)
+        return Failure(StorageUnavailableError(error), status=status, about_address=True)
     if status == HTTPStatus.NOT_FOUND:
         return _absent(code, subject)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} or code in _BAD_CREDENTIALS:
-        return Failure(_denied(code, message, subject), status=status, refused=code != "InvalidObjectState")
+        denied = _denied(code, message, subject)
+        return Failure(
+            denied,
+            status=status,
+            refused=code != "InvalidObjectState",
+            about_address=code not in _BAD_CREDENTIALS,
+        )
     if code in _WRONG_REGION or status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.TEMPORARY_REDIRECT}:
         error = (
             f"bucket {subject.bucket!r} is not in the region that {subject.endpoint} was asked for; set DES_S3_REGION."

@@ -1,9 +1,11 @@
 """Writing a large object to S3 in parts.
 
-- Parts are uploaded while the next ones are written: no more than `MAX_IN_FLIGHT` bytes of them at once, or one part
-  where that is larger, and each retried by itself.
-- Parts begin at 8 MiB and double every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts.
-  (Stores that want all parts equal, such as Cloudflare R2, take what fits into the first 1,000: 7.8 GiB.)
+- Parts are uploaded while the next ones are written, each retried by itself. All writers on an endpoint together hold
+  no more than `EndpointOptions.upload_memory` bytes of parts that are being sent (`s3_in_flight`), and each of them the
+  part that it gathers.
+- Parts begin at 5.25 MiB, because many writers gather one each and S3 takes none below 5 MiB but the last, and double
+  every 1,000 parts, which carries an object to its limit of 5 TiB within 10,000 parts. (Stores that want all parts
+  equal, such as Cloudflare R2, take what fits into the first 1,000: 5.1 GiB.)
 - What fits into one part becomes one plain PUT.
 - A writer that fails or is cancelled aborts its upload, shielded and bounded in time. An upload that could not be
   aborted holds storage until the bucket's lifecycle rule for incomplete uploads ends it; it is never listed.
@@ -31,9 +33,8 @@ if TYPE_CHECKING:
     from des.storage.protocol import ObjectWriter
     from des.storage.s3_requests import Requests
 
-FIRST_PART_BYTES = 8 * 1024 * 1024
+FIRST_PART_BYTES = 21 * 256 * 1024
 PARTS_PER_SIZE = 1000
-MAX_IN_FLIGHT = 4 * FIRST_PART_BYTES
 
 _COMPLETION_SECONDS = 120.0  # S3 documents "several minutes" for the largest objects
 _ABORT_SECONDS = 10.0
@@ -104,13 +105,13 @@ class _Upload:
         self._subject = requests.subject(key, "write")
         self._options = options
         self._payer: dict[str, Any] = requests.payer
-        self._part = io.BytesIO()
+        self._part: list[memoryview] = []
+        self._part_bytes = 0
         self._total = 0
         self._id = ""
         self._parts: dict[int, str] = {}
         self._started = 0
-        self._in_flight = 0
-        self._landed = anyio.Event()
+        self._in_flight = requests.endpoint.uploads
         self._error: StorageError | None = None
 
     async def write(self, data: bytes) -> None:
@@ -119,16 +120,17 @@ class _Upload:
         while view:
             self._check()
             size = part_size(self._started + 1)
-            taken = self._part.write(view[: size - self._part.tell()])
-            self._total += taken
-            view = view[taken:]
-            if self._part.tell() == size:
+            taken, view = view[: size - self._part_bytes], view[size - self._part_bytes :]
+            self._part.append(taken)
+            self._part_bytes += len(taken)
+            self._total += len(taken)
+            if self._part_bytes == size:
                 await self._start_part()
 
     async def flush(self) -> None:
         """Send what is left, where there are parts before it."""
         self._check()
-        if self._id and self._part.tell():
+        if self._id and self._part:
             await self._start_part()
 
     async def complete(self) -> None:
@@ -137,7 +139,7 @@ class _Upload:
         client = self._requests.endpoint.client
         where = self._where
         if not self._id:
-            data = self._part.getvalue()
+            data = b"".join(self._part)
             await self._requests.call(
                 "put",
                 self._subject,
@@ -193,14 +195,11 @@ class _Upload:
                 lambda: client.create_multipart_upload(**self._where, **self._options),
             )
             self._id = required(made, "UploadId", self._subject)
-        data = self._part.getvalue()  # the buffer itself, where nobody else holds it
-        self._part = io.BytesIO()
-        while self._in_flight and self._in_flight + len(data) > MAX_IN_FLIGHT:
-            self._landed = anyio.Event()
-            await self._landed.wait()
-        self._check()
+        await self._in_flight.enter(self._part_bytes)
+        data = b"".join(self._part)  # only now: while it waits, a part is held once
+        self._part.clear()
+        self._part_bytes = 0
         self._started += 1
-        self._in_flight += len(data)
         self.tasks.start_soon(self._upload_part, self._started, data)
 
     async def _upload_part(self, number: int, data: bytes) -> None:
@@ -216,8 +215,7 @@ class _Upload:
         except StorageError as error:
             self._error = self._error or error
         finally:
-            self._in_flight -= len(data)
-            self._landed.set()
+            self._in_flight.leave(len(data))
 
     async def _is_there(self) -> bool:
         client = self._requests.endpoint.client

@@ -1,8 +1,8 @@
 """Reading a range from S3: attempts that resume, over one of two sources.
 
 A `Source` sends one request and hands over its reply. `ClientSource` does so through aiobotocore and always works;
-`PresignedSource` (its own module) does so at a fraction of the CPU. `read_pieces` drives either: slot, deadline,
-checks, resume and retries are the same.
+`PresignedSource` (its own module) does so at a fraction of the CPU. `read_whole` and `read_pieces` drive either: slot,
+deadline, checks, resume and retries are the same.
 
 Ownership: slot and reply belong to the attempt, and are given back when it ends, be it by its last byte, an error, or
 the cancellation of the reader at any await. Whoever iterates `read_pieces` closes it.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from des.storage.s3_ranges import RangeRead
     from des.storage.s3_requests import Requests
+    from des.storage.s3_retry import Attempts
 
 STREAM_PIECE_BYTES = 64 * 1024
 
@@ -75,47 +76,65 @@ class Source(Protocol):
         """
 
 
-async def read_pieces(
-    requests: Requests, source: Source, verb: str, read: RangeRead, *, stream: bool
-) -> AsyncGenerator[bytes, None]:
-    """Read a range, piece by piece.
+async def read_whole(requests: Requests, source: Source, verb: str, read: RangeRead) -> bytes:
+    """Read a range as a whole; the deadline holds for all of it.
+
+    It is not made of `read_pieces`, because a small read would spend as much on the generator as on the rest.
 
     Args:
         requests: of the place.
         source: where replies come from.
         verb: for the record.
         read: the range; holds what has been learnt of the object when this ends.
-        stream: the deadline holds for each piece, not for the whole range, and pieces are smaller.
 
     Raises:
         StorageError: see `des.storage.protocol.Storage.read_range`.
     """
-    attempts = requests.attempts(0 if stream else read.remaining)
-    unit = STREAM_PIECE_BYTES if stream else PIECE_BYTES
+    attempts = requests.attempts(read.remaining)
+    patience = requests.config.stall_timeout
+    pieces: list[bytes] = []
+    refusals = 0
+    while True:
+        try:
+            async with Attempt(requests, attempts, verb, read.subject) as attempt:
+                within = min(patience, attempts.seconds_left)
+                reply = await source.get(read, want=min(PIECE_BYTES, read.remaining), within=within, refusals=refusals)
+                try:
+                    read.accept(reply.status, reply.headers)
+                    while read.outcome == "body" and not read.complete:
+                        want = min(PIECE_BYTES, read.remaining)
+                        pieces.append(await _next_piece(attempt, attempts, reply, read, want, patience))
+                finally:
+                    reply.close()
+        except RefusedError:
+            refusals += 1
+        except Failure as failure:
+            await attempts.retry(failure)
+        else:
+            attempts.succeeded()
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def read_pieces(requests: Requests, source: Source, verb: str, read: RangeRead) -> AsyncGenerator[bytes, None]:
+    """Read a range piece by piece; the deadline holds for each of them. Arguments and errors as for `read_whole`."""
+    attempts = requests.attempts(0)
     patience = requests.config.stall_timeout
     refusals = 0
     while True:
         try:
             async with Attempt(requests, attempts, verb, read.subject) as attempt:
-                want = min(unit, read.remaining)
                 within = min(patience, attempts.seconds_left)
-                reply = await source.get(read, want=want, within=within, refusals=refusals)
+                reply = await source.get(
+                    read, want=min(STREAM_PIECE_BYTES, read.remaining), within=within, refusals=refusals
+                )
                 try:
                     read.accept(reply.status, reply.headers)
                     while read.outcome == "body" and not read.complete:
-                        if attempt.size:  # data that is always there already would keep a cancellation out
-                            await anyio.lowlevel.checkpoint_if_cancelled()
-                        want = min(unit, read.remaining)
-                        piece = await reply.read(want, min(patience, attempts.seconds_left))
-                        if not piece:
-                            raise read.broken_off()
-                        read.advance(len(piece))
-                        attempt.size += len(piece)
+                        want = min(STREAM_PIECE_BYTES, read.remaining)
+                        piece = await _next_piece(attempt, attempts, reply, read, want, patience)
                         yield piece
                         if len(piece) >= want:
-                            attempts.progressed()
-                            if stream:
-                                attempts.deadline = time.monotonic() + requests.config.request_timeout
+                            attempts.deadline = time.monotonic() + requests.config.request_timeout
                 finally:
                     reply.close()
         except RefusedError:
@@ -125,6 +144,22 @@ async def read_pieces(
         else:
             attempts.succeeded()
             return
+
+
+async def _next_piece(
+    attempt: Attempt, attempts: Attempts, reply: Reply, read: RangeRead, want: int, patience: float
+) -> bytes:
+    """Return the next piece of a reply's body, counted and checked to be part of the range."""
+    if attempt.size:  # data that is always there already would keep a cancellation out
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    piece = await reply.read(want, min(patience, attempts.seconds_left))
+    if not piece:
+        raise read.broken_off()
+    read.advance(len(piece))
+    attempt.size += len(piece)
+    if len(piece) >= want:
+        attempts.progressed()
+    return piece
 
 
 class ClientSource:

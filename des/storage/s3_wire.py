@@ -21,6 +21,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import inf
 from typing import TYPE_CHECKING, cast
 
 import anyio
@@ -34,6 +35,8 @@ MAX_HEAD_BYTES = 64 * 1024
 HEADERS = ("content-length", "content-range", "etag", "retry-after", "transfer-encoding")
 # Servers close idle connections after 5 s and more; one that is found closed costs a reconnect, no error.
 IDLE_SECONDS = 12.0
+# A timer may fire this much before its time.
+_CLOCK_SECONDS = 0.002
 
 _FINAL = int(HTTPStatus.OK)  # below it a reply is an interim one
 _WANTED_HEADERS = {name.encode("ascii") for name in HEADERS}
@@ -128,16 +131,13 @@ class Reply:
         """Wait until `read` has something to return, and the head of the reply is there; or until that cannot be."""
         if self._ready():
             return
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(max(0.0, within), self._expire)
+        self._waiter = self._connection.limit(within)
         try:
             await self._waiter
         except asyncio.CancelledError:
-            self._connection.abort()
+            self.close()
             raise
         finally:
-            timer.cancel()
             self._waiter = None
 
     def _ready(self) -> bool:
@@ -146,10 +146,8 @@ class Reply:
     def wake(self) -> None:
         """Let the reader go on, where it has what it waits for."""
         if self._waiter is not None and not self._waiter.done() and self._ready():
+            self._connection.expires = inf  # now: when the reader runs, the connection may be another's
             self._waiter.set_result(None)
-
-    def _expire(self) -> None:
-        self.fail(WireTimeoutError("no progress within the time allowed"))
 
     # What the connection reports.
 
@@ -181,6 +179,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, pool: Pool) -> None:
         self.idle_since = 0.0
+        self.expires = inf  # when who waits for it has waited too long, by the loop's clock
         self.closed = False
         self._pool = pool
         self._transport: asyncio.Transport | None = None
@@ -202,6 +201,16 @@ class _Connection(asyncio.Protocol):
         else:
             self._transport.write(request)
         return reply
+
+    def limit(self, within: float) -> asyncio.Future[None]:
+        """Return a future for the reader to wait for, which the reply will resolve after so many seconds at the latest."""
+        return self._pool.limit(self, within)
+
+    def expire(self) -> None:
+        """End the wait for it."""
+        self.expires = inf
+        if self._reply is not None:
+            self._reply.fail(WireTimeoutError("no progress within the time allowed"))
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""
@@ -306,6 +315,8 @@ class Pool:
         self._origin = origin
         self._tls = tls
         self._idle: list[_Connection] = []
+        # One for all connections: a timer for each wait would take a tenth of a small read.
+        self._timer: asyncio.TimerHandle | None = None
 
     async def get(self, request: bytes, *, want: int, within: float) -> Reply:
         """Send a request and wait for the head of its reply, and for `want` bytes of the body or all of it.
@@ -342,8 +353,35 @@ class Pool:
         else:
             connection.abort()
 
+    def limit(self, connection: _Connection, within: float) -> asyncio.Future[None]:
+        """Let a wait for a connection expire after so many seconds; see `_Connection.limit`."""
+        loop = asyncio.get_running_loop()
+        connection.expires = loop.time() + max(0.0, within)
+        self._watch(loop, connection.expires)
+        return loop.create_future()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        due = loop.time() + _CLOCK_SECONDS
+        for connection in tuple(self.connections):
+            if connection.expires <= due:
+                connection.expire()
+        soonest = min((connection.expires for connection in self.connections), default=inf)
+        if soonest < inf:
+            self._watch(loop, soonest)
+
     def close(self) -> None:
         """Close all connections. The pool may be used again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._idle.clear()
         for connection in tuple(self.connections):
             connection.abort()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from des.routing import rfc3339
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,6 +44,12 @@ class FileInfo:
     shard: str
     segment: str
     offset: int
+
+
+def file_json(info: FileInfo) -> dict[str, Any]:
+    """Return the fields of a `FileInfo` as JSON has them."""
+    values = {field.name: getattr(info, field.name) for field in fields(info)}
+    return values | {"created_at": rfc3339(info.created_at)}
 
 
 @dataclass(frozen=True, slots=True)

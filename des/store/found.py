@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from des.shard.chunking import is_large
 from des.shard.codecs import guess_content_type
-from des.shard.layout import Codec, from_microseconds
+from des.shard.layout import Codec
 from des.store.fileinfo import FileInfo
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class FoundFile:
         return is_large(self.entry.raw_size)
 
     @property
-    def committed_at(self) -> datetime | None:
-        """When its segment joined the head; None for a file that replaced another, whose date could mislead a cache."""
-        return None if self.entry.replaced else from_microseconds(self.segment.committed_at)
+    def committed_second(self) -> int | None:
+        """When its segment joined the head, in seconds since 1970; None for a file that replaced another, whose date could mislead a cache."""
+        return None if self.entry.replaced else self.segment.committed_at // 1_000_000
 
     @property
     def etag(self) -> str:

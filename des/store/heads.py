@@ -212,15 +212,25 @@ async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
         UnsupportedFormatError: it uses features this release may not write.
         StorageError: the storage is unwell.
     """
-    key = identity.head_key
-    suffix = await storage.read_suffix(key, MAX_HEAD_BYTES)
+    suffix = await storage.read_suffix(identity.head_key, MAX_HEAD_BYTES)
     if suffix is None or len(suffix.data) != suffix.total_size:
-        raise CorruptShardError(f"{key} is longer than any head.")
-    data = memoryview(suffix.data)
+        raise CorruptShardError(f"{identity.head_key} is longer than any head.")
+    return whole_head(identity, suffix.data, suffix.version)
+
+
+def whole_head(identity: Identity, encoded: bytes, version: str) -> WholeHead:
+    """Verify all of a head's bytes.
+
+    Raises:
+        CorruptShardError: any part of it is damaged, or it is another shard's.
+        UnsupportedFormatError: it uses features this release may not write.
+    """
+    key = identity.head_key
+    data = memoryview(encoded)
     try:
         if decode_header(data) != (identity, Kind.HEAD):
             raise CorruptShardError("its header is another shard's.")
-        head = Head(parse_tail(data, suffix.total_size), identity)
+        head = Head(parse_tail(data, len(data)), identity)
         head.check_structure()
         head.check_writable()
         for ref in head.directory.refs():
@@ -237,4 +247,4 @@ async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
     entries = data[HEADER.size : head.tail.start]
     if len(entries) != (head.tables.files + head.tables.deleted) * ENTRY_BYTES:
         raise CorruptShardError(f"{key}: it does not count its entries right.")
-    return WholeHead(head, entries, suffix.version)
+    return WholeHead(head, entries, version)

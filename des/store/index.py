@@ -2,7 +2,8 @@
 
 Rules of this file:
 
-1. A cached fact is bound to the version it describes. Pages are read only at their head's version; a mismatch reads the head again.
+1. A cached fact is bound to the version it describes. Pages are read only at their head's version; a mismatch reads the head again,
+   at once the first time and then with growing pauses: a store that never keeps to a version is not asked in a circle.
 2. "Not found" is proof: a verified head that was asked for no earlier than `negative_ttl` before the call, or its absence, and then under a
    descriptor that was asked for no earlier either: where a whole store is out of reach, its heads look absent too. Trouble of the storage
    is never "not found".
@@ -12,10 +13,13 @@ Rules of this file:
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
+
+import anyio
 
 from des.errors import CorruptShardError, ObjectNotFoundError, PreconditionFailedError
 from des.routing import shard_index
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 # Days and shards whose place is kept: it is asked for at every read, and computing it takes longer than the rest of finding it.
 _KEPT_PLACES = 4096
+# Seconds before a head is read once more because its pages were not at its version.
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ class Index:
         """
         not_before = as_of - self._settings.index_ttl
         proof = as_of - self._settings.negative_ttl
+        pause = 0.0
         while True:
             identity = (await self.places(as_of)).shard_of(identifier, day)
             looked = await self.look(identity, not_before)
@@ -124,6 +132,9 @@ class Index:
                 try:
                     entry = await self._entry(looked.loaded, identifier)
                 except PreconditionFailedError:
+                    if pause:
+                        await anyio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+                    pause = min(_LONGEST_PAUSE, pause * 2 or _FIRST_PAUSE)
                     not_before = time.monotonic()  # the head was replaced: only a newer look will do
                     continue
                 except ObjectNotFoundError as error:

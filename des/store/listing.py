@@ -148,7 +148,7 @@ async def _list_shard(
             looked = await store.in_time(store.index.look(identity, listed_at))
         loaded = looked.loaded
         if loaded is None:
-            await store.in_time(_require_no_segments(store.storage, identity))
+            await store.in_time(require_no_segments(store.storage, identity))
             return
         try:
             for index in range(loaded.head.directory.count):
@@ -169,7 +169,7 @@ async def _list_shard(
             return
 
 
-async def _require_no_segments(storage: Storage, identity: Identity) -> None:
+async def require_no_segments(storage: Storage, identity: Identity) -> None:
     """Make sure that a shard whose head has gone since it was listed is gone as a whole."""
     if (await storage.list_level(identity.segment_prefix)).objects:
         raise _lost_head(identity.segment_prefix)

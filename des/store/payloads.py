@@ -76,6 +76,7 @@ async def decoded(
             if not piece:
                 raise CorruptShardError(f"{found.segment_key}: the segment ends within the payload of {found.uid!r}.")
             buffer += piece
+            del piece
         stored = bytes(memoryview(buffer)[:length])
         del buffer[:length]
         try:
@@ -85,5 +86,6 @@ async def decoded(
                 raw = await anyio.to_thread.run_sync(table.decode_chunk, index, stored)
         except CorruptShardError as error:
             raise named(error, found.segment_key) from error
+        del stored  # whoever takes the chunk may take its time
         yield raw[max(start - position, 0) : end - position]
         position += len(raw)

@@ -122,10 +122,23 @@ class Heard:
 
     records: list[logging.LogRecord] = field(default_factory=list)
     _more: anyio.Event = field(default_factory=anyio.Event)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def add(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+        self._loop.call_soon_threadsafe(self._wake)  # worker threads log, too
+
+    def _wake(self) -> None:
         self._more.set()
+
+    async def next(self) -> str:
+        """Wait for a record, and return what it says; those before it are forgotten."""
+        while not self.records:
+            self._more = anyio.Event()
+            await self._more.wait()
+        message = self.records[-1].getMessage()
+        self.records.clear()
+        return message
 
     async def trouble(self) -> str:
         """Wait for the end of an exchange that did not end well, and return why."""

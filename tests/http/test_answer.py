@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from des.http.answer import Answer, answer_headers, media_type, plan_answer
-from des.http.dates import format_http_date, whole_seconds
+from des.http.dates import format_http_date
 from tests.making import WHEN, make_store, reading
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ async def test_conditions_are_compared_with_the_representation_that_was_selected
 
 async def test_a_date_in_the_future_is_no_date(storage: RecordingStorage) -> None:
     found = await found_file(storage)
-    assert found.committed_at
-    committed = whole_seconds(found.committed_at)
+    committed = found.committed_second
+    assert committed
     after = format_http_date(committed + 10).decode()
     known = plan(found, "GET", committed, if_modified_since=after)
     assert (known.status, known.modified) == (304, committed)

@@ -343,7 +343,6 @@ async def test_any_time_of_the_day_names_the_file(storage: RecordingStorage, que
         f"/files/a%00b?{AT}",
         f"/files/a%0Ab?{AT}",
         f"/files/{'x' * 1025}?{AT}",
-        "/files?date=20240131",
     ],
 )
 async def test_a_wrong_call_is_400_and_reads_nothing(storage: RecordingStorage, target: str) -> None:

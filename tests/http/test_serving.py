@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from des.http.keys import new_api_key
 from des.storage.local import LocalStorage
 from tests.making import DAY, make_store
 
@@ -79,10 +80,10 @@ class Service:
     def port(self) -> int:
         return int(self.wait_for(r"^des: serving .* on http://127\.0\.0\.1:(\d+)$")[1])
 
-    def ask(self, target: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+    def ask(self, target: str, *, port: int | None = None, token: str | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port)
         try:
-            connection.request("GET", target)
+            connection.request("GET", target, headers={"Authorization": f"Bearer {token}"} if token else {})
             reply = connection.getresponse()
             return reply.status, reply.read()
         finally:
@@ -148,6 +149,7 @@ def test_a_port_in_use_is_one_sentence(base: Path) -> None:
         ({"http_host": "no.such.host.invalid"}, "DES_HTTP_HOST"),
         ({"http_host": "203.0.113.1"}, "203.0.113.1"),
         ({"http_cache_control": "a\tb\x7f"}, "DES_HTTP_CACHE_CONTROL"),
+        ({"http_api_keys_file": "/no/such/file"}, "the keys file /no/such/file cannot be read"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_sentence(base: Path, values: dict[str, str], sentence: str) -> None:
@@ -155,6 +157,34 @@ def test_a_setting_that_cannot_be_is_one_sentence(base: Path, values: dict[str, 
         assert service.finish() == 2
         assert len(service.lines) == 1
         assert sentence in service.lines[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_keys_and_a_port_for_probes(base: Path, tmp_path: Path, workers: int) -> None:
+    token, line = new_api_key("k", {"actions": ["read"]})
+    keys = tmp_path / "keys"
+    keys.write_text(line)
+    with serving(base, http_api_keys_file=keys, http_admin_port=0, http_workers=workers) as service:
+        assert f"access control is on, by {keys}" in service.wait_for("access control.*")[0]
+        admin = int(service.wait_for(r"^des: probes and metrics are on http://127\.0\.0\.1:(\d+)$")[1])
+        assert service.ask(SMALL, token=token) == (200, b"content")
+        for target in ("/health", "/ready", "/metrics"):
+            assert service.ask(target, port=admin)[0] == 200
+            assert service.ask(target)[0] == 401
+        while b'status="ok"} 1.0' not in service.ask("/metrics", port=admin)[1]:
+            pass
+        assert service.ask(SMALL, port=admin, token=token)[0] == 404
+        assert service.end() == 0
+        text = "\n".join(service.lines)
+        assert "des.http.audit" in text
+        assert token.partition(".")[2] not in text
+
+
+def test_a_port_for_probes_without_keys(base: Path) -> None:
+    with serving(base, http_admin_port=0) as service:
+        admin = int(service.wait_for(r"probes and metrics are on http://127\.0\.0\.1:(\d+)$")[1])
+        assert service.ask("/health")[0] == 404
+        assert service.ask("/health", port=admin)[0] == 200
 
 
 @dataclass(slots=True)
@@ -257,10 +287,15 @@ def test_two_workers_count_together_and_one_that_dies_is_replaced(base: Path) ->
         service.wait_for(r"worker \d+ is ready", times=2)
         for _ in range(30):
             assert service.ask(SMALL) == (200, b"content")
-        scrapes = [service.ask("/metrics")[1].decode() for _ in range(10)]
-        for scrape in scrapes:
-            assert 'des_retrievals_total{backend="local",status="ok"} 30.0' in scrape
-            assert "des_http_requests_in_flight 0.0" in scrape
+        counted = ('des_retrievals_total{backend="local",status="ok"} 30.0\n', "des_http_requests_in_flight 0.0\n")
+
+        def scrapes() -> list[bool]:
+            texts = [service.ask("/metrics")[1].decode() for _ in range(10)]
+            return [one in text for one in counted for text in texts]
+
+        while not all(scrapes()):  # what a worker counted reaches the others a moment later
+            pass
+        assert all(scrapes())
         first, second = workers_of(service)
         first.kill()
         service.wait_for("another one takes its place")

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from des.storage.local import LocalStorage
+from des.storage.s3_endpoint import _load_session
 from des.storage.testing import Fault, FaultyStorage, Kill
+from tests.pack.grounds import open_at
 from tests.pack.packing import Run
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class PackingJob:
     """A pack in a process of its own.
 
     Attributes:
-        base_dir: the store.
+        store: its address.
         manifest: what to pack.
         report: where its outcome goes as JSON: the report, the failures, and how many storage calls it took.
         on_conflict: as for a run.
@@ -46,7 +47,7 @@ class PackingJob:
         single_writer: whether the proof that locks hold is left out.
     """
 
-    base_dir: str
+    store: str
     manifest: str
     report: str
     on_conflict: OnConflict = "error"
@@ -58,8 +59,8 @@ class PackingJob:
     async def run(self) -> None:
         """Do it, in this process."""
         plan = [] if self.kill_at is None else [Fault(Kill(after=self.kill_after), at=self.kill_at)]
-        local = LocalStorage(Path(self.base_dir))
-        storage = FaultyStorage(local, plan)
+        place = await open_at(self.store)
+        storage = FaultyStorage(place, plan)
         run = Run()
         await run.pack(
             storage,
@@ -68,7 +69,7 @@ class PackingJob:
             max_segment_bytes=self.max_segment_bytes,
             single_writer=self.single_writer,
         )
-        await local.aclose()
+        await place.aclose()
         outcome = {"report": json.loads(run.report.to_json()), "failures": run.failures, "calls": storage.seen}
         await anyio.Path(self.report).write_text(json.dumps(outcome))
 
@@ -117,7 +118,10 @@ def _fork(job: PackingJob) -> int:
 
 def _serve() -> None:
     for line in sys.stdin:
-        children = [_fork(PackingJob(**job)) for job in json.loads(line)]
+        jobs = [PackingJob(**job) for job in json.loads(line)]
+        if any("://" in job.store for job in jobs):
+            _load_session(None)  # what it reads is kept, so that no child has to read it again
+        children = [_fork(job) for job in jobs]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         sys.stdout.write(json.dumps(statuses) + "\n")
         sys.stdout.flush()

@@ -6,23 +6,28 @@ import io
 import json
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from des.pack.inputs import Manifests
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.routing import file_id, shard_index
+from des.settings import Settings
 from des.shard.codecs import Compression
 from des.shard.layout import Identity
 from des.storage.descriptor import require_descriptor
 from des.store import open_store
 from des.store.heads import read_whole_head
 from des.store.verifying import verify
+from tests.servers.s3_servers import objects_on_s3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from des.pack.decisions import OnConflict
+    from des.pack.partition import Partition
+    from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
     from des.store.heads import WholeHead
     from des.store.verifying import VerifyReport
@@ -31,6 +36,9 @@ DAY = "20240131"
 CREATED_AT = "2024-01-31T12:00:00Z"
 
 Row = dict[str, Any]
+
+# A directory, or settings that name a place on S3.
+Place = Path | Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +124,13 @@ class Run:
         memory: int = 64 << 20,
         threads: int = 2,
         single_writer: bool = True,
+        partition: Partition | None = None,
+        source_root: Path | None = None,
+        buckets: SourceBuckets | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
-            manifests=manifests,
+            inputs=[Manifests(str(path)) for path in manifests],
             compression=compression or Compression(),
             on_conflict=on_conflict,
             n_bits=n_bits,
@@ -127,8 +138,10 @@ class Run:
             memory=memory,
             threads=threads,
             single_writer=single_writer,
+            partition=partition,
+            source_root=source_root,
         )
-        await pack(storage, job, self.report, self.progress)
+        await pack(storage, job, self.report, self.progress, buckets)
 
 
 def date_of(day: str) -> date:
@@ -136,9 +149,9 @@ def date_of(day: str) -> date:
     return date(int(day[:4]), int(day[4:6]), int(day[6:]))
 
 
-async def check_store(base_dir: Path, files: Mapping[str, bytes], day: str = DAY) -> VerifyReport:
+async def check_store(place: Place | str, files: Mapping[str, bytes], day: str = DAY) -> VerifyReport:
     """Check that a store is sound and holds exactly these files on a day."""
-    async with open_store(base_dir) as store:
+    async with open_store(place) as store:
         for uid, content in files.items():
             assert await store.get(uid, date_of(day)) == content, f"{uid} has other content"
         assert {info.uid async for info in store.list(day)} == set(files)
@@ -154,10 +167,12 @@ async def head_of(storage: Storage, uid: str, day: str = DAY) -> WholeHead:
     return await read_whole_head(storage, Identity(descriptor.store_id, day, n_bits, shard_index(file_id(uid), n_bits)))
 
 
-def objects_under(base_dir: Path) -> dict[str, tuple[bytes, int]]:
-    """Return the content and the time of every object of a store, by its key."""
+def objects_under(place: Place) -> dict[str, tuple[bytes, float]]:
+    """Return the content and the time of every object of a store, by its key; read behind DES's back."""
+    if isinstance(place, Settings):
+        return {key: (data, when.timestamp()) for key, data, when in objects_on_s3(place)}
     return {
-        str(path.relative_to(base_dir)): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in sorted(base_dir.rglob("*"))
+        str(path.relative_to(place)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(place.rglob("*"))
         if path.is_file() and ".locks" not in path.parts
     }

@@ -89,11 +89,12 @@ class TestOpening:
         storage = RecordingStorage(local)
         head = await open_shard(storage, identity)
         assert (head.tables.generation, head.tables.files, head.tables.segments) == (1, 0, ())
+        again = await open_shard(local, identity)
+        assert (again.version, again.tables, again.entries) == (head.version, head.tables, head.entries)
         assert [(call.verb, call.key) for call in storage.calls] == [
             ("read_suffix", identity.head_key),
             ("list_level", identity.segment_prefix),
             ("put", identity.head_key),
-            ("read_suffix", identity.head_key),
             ("read_suffix", DESCRIPTOR_KEY),
         ]
         other = await open_shard(local, replace(identity, shard_index=1 - identity.shard_index))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ import pytest
 
 from des import open_store
 from des.errors import StorageTimeoutError
-from des.storage.local import LocalStorage
 from des.storage.testing import Fault, FaultyStorage, LoseReply, ScheduledStorage, Scheduler
+from tests.pack.grounds import LocalGround, open_at
 from tests.pack.packing import DAY, Row, Run, Sources, check_store, date_of, head_of, names_of_one_shard
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
+    from des.storage.protocol import Storage
+    from tests.pack.grounds import Ground
 
 EARLIER = dict.fromkeys(names_of_one_shard(2, stem="earlier"), b"earlier")
 NAMES = names_of_one_shard(6)
@@ -69,8 +70,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Stage:
     """One case: its manifests, its earlier store, and runs of both packers on copies of that."""
 
-    def __init__(self, directory: Path, case: Case) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, ground: Ground, case: Case) -> None:
+        self.ground = ground
         self.case = case
         sources = Sources(directory / "sources")
         self.mine = sources.manifest(case.rows(sources, case.mine), "mine.json")
@@ -79,24 +80,23 @@ class Stage:
         self.generation = 1
 
     async def prepare(self) -> None:
-        local = LocalStorage(self.directory / "earlier")
         if self.case.earlier:
-            await Run().pack(local, self.earlier)
+            storage = await open_at(self.ground.address("earlier"))
+            await Run().pack(storage, self.earlier)
             self.generation = 2
-        await local.aclose()
+            await storage.aclose()
 
-    def fresh(self, name: str) -> Path:
-        target = self.directory / name
+    def fresh(self, name: str) -> str:
         if self.case.earlier:
-            shutil.copytree(self.directory / "earlier", target)
-        return target
+            self.ground.copy("earlier", name)
+        return self.ground.address(name)
 
-    async def run(self, base_dir: Path, seed: int, lost: int | None = None) -> tuple[Run, Run, FaultyStorage]:
+    async def run(self, address: str, seed: int, lost: int | None = None) -> tuple[Run, Run, FaultyStorage]:
         """Run both; `lost` is the call of mine whose reply is lost."""
         scheduler = Scheduler(seed)
         mine, yours = Run(), Run()
-        local, other = LocalStorage(base_dir), LocalStorage(base_dir)
-        faulty = FaultyStorage(local, [] if lost is None else [Fault(LoseReply(), at=lost)])
+        one, other = await open_at(address), await open_at(address)
+        faulty = FaultyStorage(one, [] if lost is None else [Fault(LoseReply(), at=lost)])
         mode = self.case.mode
 
         has_failed = False
@@ -121,34 +121,34 @@ class Stage:
             )
             if has_failed:
                 # At a lost reply of something else than a write: what it did stays, and the same again completes it.
-                await Run().pack(local, self.mine, on_conflict=mode)
+                await Run().pack(one, self.mine, on_conflict=mode)
             else:
-                await self.check_commits(local, mine, yours)
+                await self.check_commits(one, mine, yours)
                 self.check_counts(mine, yours)
-            await self.check_contents(base_dir)
+            await self.check_contents(address)
         except AssertionError as error:
             error.add_note("\n".join([f"Schedule of seed {seed}, lost {lost}:", *scheduler.trace]))
             raise
         finally:
-            await local.aclose()
+            await one.aclose()
             await other.aclose()
         return mine, yours, faulty
 
-    async def check_commits(self, storage: LocalStorage, mine: Run, yours: Run) -> None:
+    async def check_commits(self, storage: Storage, mine: Run, yours: Run) -> None:
         head = await head_of(storage, NAMES[0])
         commits = sum(run.report.objects_written - run.report.segments for run in (mine, yours))
         assert head.tables.generation == self.generation + commits, "each swap is one commit"
         assert len(set(head.tables.commit_log)) == len(head.tables.commit_log) == head.tables.generation - 1
         assert len(head.tables.segments) == sum(run.report.segments for run in (mine, yours)) + (self.generation - 1)
 
-    async def check_contents(self, base_dir: Path) -> None:
+    async def check_contents(self, address: str) -> None:
         """The store is sound and holds the union; of two contents of a uid either may be the one."""
         earlier, brought = dict(self.case.earlier or {}), (self.case.mine, self.case.yours)
-        async with open_store(base_dir) as store:
+        async with open_store(address) as store:
             found = {uid: await store.get(uid, date_of(DAY)) for uid in {**earlier, **brought[0], **brought[1]}}
         for uid, content in found.items():
             assert content in ({files[uid] for files in brought if uid in files} or {earlier[uid]})
-        await check_store(base_dir, found)
+        await check_store(address, found)
 
     def check_counts(self, mine: Run, yours: Run) -> None:
         case, runs = self.case, (mine, yours)
@@ -172,7 +172,7 @@ class Stage:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_two_packers(tmp_path: Path, name: str) -> None:
-    stage = Stage(tmp_path, CASES[name])
+    stage = Stage(tmp_path, LocalGround(tmp_path), CASES[name])
     await stage.prepare()
     for seed in range(25):
         await stage.run(stage.fresh(f"store-{seed}"), seed)
@@ -182,7 +182,7 @@ async def test_two_packers(tmp_path: Path, name: str) -> None:
     "name", ["disjoint", "all the same, after earlier ones", "other content, error", "other content, replace"]
 )
 async def test_two_packers_and_a_lost_reply(tmp_path: Path, name: str) -> None:
-    stage = Stage(tmp_path, CASES[name])
+    stage = Stage(tmp_path, LocalGround(tmp_path), CASES[name])
     await stage.prepare()
     verbs = []
     for lost in count(1):

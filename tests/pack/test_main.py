@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -9,18 +10,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import zstandard
 
 from des.console import status_of
 from des.pack.__main__ import pack_command
+from des.shard.chunking import LARGE_BYTES
 from des.storage.local import LocalStorage
 from des.storage.paths import TEMPORARY_PREFIX
+from des.store import open_store
 from tests.making import make_store
 from tests.pack.packing import Row, Sources, check_store, names_of_one_shard, objects_under
 from tests.shard.forging import forged_footer
@@ -28,9 +34,17 @@ from tests.shard.forging import forged_footer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from des.store.fileinfo import FileInfo
+    from tests.servers.s3_servers import S3Server
+
+pytest_plugins = ["tests.servers.fixtures"]
+
 NAMES = [
     "files", "packed", "skipped", "failed", "bytes_in", "bytes_stored", "shards", "segments", "objects_written", "seconds", "store",
 ]  # fmt: skip
+
+
+FAILURE = ["row", "uid", "source_path", "status", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,7 @@ def test_failed_rows_are_a_line_each(run: Callable[..., Outcome], sources: Sourc
     assert (outcome.json["packed"], outcome.json["failed"]) == (1, 4)
     assert errors.read_text() == outcome.err
     failures = sorted(outcome.failures, key=lambda failure: failure["row"])
-    assert [list(failure) for failure in failures] == [["row", "uid", "source_path", "status", "error"]] * 4
+    assert [list(failure)[:6] for failure in failures] == [[*FAILURE, "created_at"]] * 4
     assert [(failure["row"], failure["uid"], failure["status"]) for failure in failures] == [
         (2, "missing", "invalid"),
         (3, "bad\n", "invalid"),
@@ -143,7 +157,7 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "--input-json"),
+        ([], "--input"),
         (["--input-json", "MANIFEST", "--n-bits", "17"], "17"),
         (["--input-json", "MANIFEST", "--n-bits", "0"], "0"),
         (["--input-json", "MANIFEST", "--codec", "brotli"], "brotli"),
@@ -156,12 +170,23 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
         (["--input-json", "MANIFEST", "--threads", "0"], "0"),
         (["--input-json", "MANIFEST", "--errors", "/nowhere/errors"], "/nowhere/errors"),
         (["--input-json", "/nowhere/manifest.json"], "/nowhere/manifest.json"),
-        (["--input-json", "DIRECTORY"], "directory"),
+        (["--input", "BARE"], "no manifest below"),
+        (["--input", "/nowhere/*.csv"], "no manifest matches"),
+        (["--from-tar", "MANIFEST"], "damaged"),
+        (["--from-tar", "-", "--input", "-"], "only once"),
+        (["/nowhere/directory"], "/nowhere/directory"),
+        (["STORE_PARENT"], "lies in"),
+        (["--input-json", "MANIFEST", "--created-at", "2024-01-31"], "--created-at"),
+        (["BARE", "--created-at", "2024-01-31T12:00:00"], "no time zone"),
+        (["--input-json", "MANIFEST", "--partition", "3/3"], "no partition"),
+        (["--input-json", "MANIFEST", "--source-root", "/nowhere"], "--source-root"),
+        (["--input-json", "MANIFEST", "--source-root", "MANIFEST"], "is not a directory"),
+        (["--input-json", "MANIFEST", "--errors", "MANIFEST"], "would be overwritten"),
+        (["--input-json", "MANIFEST", "--metrics-file", "/nowhere/a.prom"], "is no directory"),
         (["--input-json", "BROKEN"], "not valid JSON"),
         (["--input-json", "MANIFEST", "--input-json", "BROKEN"], "not valid JSON"),
         (["--input-json", "OBJECT"], "not a JSON array"),
-        (["--input-json", "EMPTY"], "not valid JSON"),
-        (["--input-json", "BOM"], "not valid JSON"),
+        (["--input-json", "EMPTY"], "not a JSON array"),
         (["--input-json", "MANIFEST", "--unknown"], "--unknown"),
     ],
 )
@@ -169,10 +194,12 @@ def test_a_wrong_call_or_manifest_writes_nothing(
     run: Callable[..., Outcome], sources: Sources, base_dir: Path, arguments: list[str], sentence: str
 ) -> None:
     manifest = sources.manifest([sources.row("a", b"content")])
-    texts = {"BROKEN": manifest.read_text()[:-1], "OBJECT": "{}", "EMPTY": "", "BOM": "\ufeff[]"}
+    texts = {"BROKEN": manifest.read_text()[:-1], "OBJECT": "{}", "EMPTY": ""}
+    paths = {"MANIFEST": manifest, "BARE": sources.directory / "bare", "STORE_PARENT": base_dir.parent}
+    paths["BARE"].mkdir()
     for name, text in texts.items():
-        (sources.directory / name).write_text(text)
-    paths = {"MANIFEST": manifest, "DIRECTORY": sources.directory} | {name: sources.directory / name for name in texts}
+        paths[name] = sources.directory / f"{name}.json"
+        paths[name].write_text(text)
     outcome = run(*(paths.get(argument, argument) for argument in arguments), "--output-dir", base_dir)
     assert (outcome.status, outcome.out) == (2, "")
     assert sentence in outcome.err
@@ -300,3 +327,122 @@ def test_the_same_command_three_ways(sources: Sources, tmp_path: Path) -> None:
         process = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert (process.returncode, process.stderr) == (0, "")
         assert json.loads(process.stdout)["packed"] == 1
+
+
+def test_failed_rows_are_a_manifest(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    """What failed is mended, and its lines are packed again as they are."""
+    missing = sources.directory / "missing"
+    fields = {"size_bytes": 4, "content_type": "text/x-mended", "metadata": {"a": [1, "ü"]}}
+    rows = [
+        sources.row("good", b"good"),
+        {"uid": "a", "created_at": "2024-01-31T13:00:00.000003+01:00", "source_path": str(missing), **fields},
+        {"uid": 5, "created_at": "2024-01-31", "source_path": str(missing), "size_bytes": -1},
+    ]
+    errors = sources.directory / "errors.ndjson"
+    assert run(*of_a_store(sources, rows, base_dir), "--quiet", "--errors", errors).status == 1
+    missing.write_bytes(b"mend")
+    errors.write_text(errors.read_text().replace('"size_bytes": -1', '"size_bytes": null'))
+    outcome = run("--input", errors, "--output", base_dir, "--json")
+    assert (outcome.status, outcome.json["packed"]) == (0, 2)
+    anyio.run(check_store, base_dir, {"good": b"good", "a": b"mend", "5": b"mend"})
+
+    async def described() -> FileInfo:
+        async with open_store(base_dir) as store:
+            return await store.stat("a", "2024-01-31", metadata=True)
+
+    info = anyio.run(described)
+    assert (info.content_type, info.metadata) == ("text/x-mended", {"a": [1, "ü"]})
+    assert info.created_at == datetime(2024, 1, 31, 12, tzinfo=UTC)
+
+
+def test_directories_and_archives(run: Callable[..., Outcome], tmp_path: Path, base_dir: Path) -> None:
+    tree = tmp_path / "tree"
+    files = {"a.txt": b"a", "b/c": b"content", "b/large": os.urandom(LARGE_BYTES + 7)}
+    for name, content in files.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    (tree / "link").symlink_to("/etc/passwd")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tree, "./tar")
+    outcome = run(
+        tree, "--from-tar", tmp_path / "a.tar.gz", "--created-at", "2024-01-31", "--output", base_dir, "--json"
+    )
+    assert (outcome.status, outcome.json["packed"], outcome.json["failed"]) == (1, 6, 2)
+    assert [(row["uid"], row["manifest"]) for row in outcome.failures] == [
+        ("link", str(tree)),
+        ("tar/link", str(tmp_path / "a.tar.gz")),
+    ]
+    anyio.run(check_store, base_dir, files | {f"tar/{name}": content for name, content in files.items()})
+    (tree / "a.txt").write_bytes(b"changed")
+    outcome = run(tree, "--created-at", "2024-01-31", "--output", base_dir, "--json")
+    assert [(row["uid"], row["status"]) for row in outcome.failures] == [("link", "invalid"), ("a.txt", "conflict")]
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.add(tree / "a.txt", "a.txt")
+    outcome = run("--from-tar", tmp_path / "b.tar", "--created-at", "2024-01-31", "--output", base_dir, "--json")
+    assert [(row["uid"], row["source_path"]) for row in outcome.failures] == [("a.txt", None)]
+
+
+def test_a_dry_run(run: Callable[..., Outcome], sources: Sources, base_dir: Path) -> None:
+    arguments = [*of_a_store(sources, [sources.row("a", b"content"), {"uid": "b"}], base_dir), "--dry-run"]
+    outcome = run(*arguments, "--json")
+    assert outcome.status == 1
+    assert (outcome.json["dry_run"], outcome.json["files"], outcome.json["bytes_in"]) == (True, 2, 7)
+    assert [row["uid"] for row in outcome.failures] == ["b"]
+    outcome = run(*arguments)
+    assert "nothing is written" in outcome.out
+    assert not base_dir.exists()
+
+
+def test_standard_input_and_metrics(sources: Sources, base_dir: Path) -> None:
+    """Through a pipe, compressed; and the file of metrics keeps the last success when a later run fails."""
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in sources.rows({"a": b"aaa", "b": b"bb"}))
+    metrics = sources.directory / "des.prom"
+    arguments = command("--input", "-", "--output", base_dir, "--quiet", "--metrics-file", metrics)
+
+    def figures(given: bytes, status: int) -> dict[str, float]:
+        assert subprocess.run(arguments, input=given, check=False, capture_output=True).returncode == status
+        found = (line.rsplit(" ", 1) for line in metrics.read_text().splitlines() if not line.startswith("#"))
+        return {name: float(figure) for name, figure in found}
+
+    first = figures(zstandard.compress(lines), 0)
+    assert (first['des_pack_files_total{status="ok"}'], first['des_pack_bytes_total{direction="read"}']) == (2, 5)
+    assert not any(name.startswith(("process_", "python_")) for name in first)
+    second = figures(lines + b"{}\n", 1)
+    assert (second['des_pack_files_total{status="skipped"}'], second['des_pack_files_total{status="invalid"}']) == (
+        2,
+        1,
+    )
+    third = figures(gzip.compress(lines)[:-5], 2)
+    assert third['des_pack_files_total{status="ok"}'] == 0
+    name = "des_pack_last_success_timestamp_seconds"
+    assert first[name] == second[name] == third[name] > 1_700_000_000
+
+
+def test_manifests_on_s3(
+    run: Callable[..., Outcome],
+    sources: Sources,
+    base_dir: Path,
+    seaweedfs: S3Server,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DES_S3_ENDPOINT_URL", seaweedfs.endpoint)
+    rows = sources.rows({name: name.encode() for name in "abc"})
+    bodies = {
+        "m/1.jsonl.gz": gzip.compress(json.dumps(rows[0]).encode()),
+        "m/deep/2.json": json.dumps([rows[1], {"uid": "bad"}]).encode(),
+        "m/3.csv": b"uid,created_at,source_path\r\n" + ",".join(rows[2].values()).encode(),
+        "m/readme.txt": b"no manifest",
+        "other": json.dumps(rows[:1]).encode(),
+    }
+    for key, body in bodies.items():
+        seaweedfs.client.put_object(Bucket=bucket, Key=key, Body=body)
+    outcome = run("--input", f"s3://{bucket}/m/", "--output", base_dir, "--json")
+    assert (outcome.status, outcome.json["packed"], outcome.json["failed"]) == (1, 3, 1)
+    assert [(row["row"], row["manifest"]) for row in outcome.failures] == [(4, f"s3://{bucket}/m/deep/2.json")]
+    anyio.run(check_store, base_dir, {name: name.encode() for name in "abc"})
+    outcome = run("--input", f"s3://{bucket}/other", "--output", base_dir, "--json")
+    assert (outcome.status, outcome.json["skipped"]) == (0, 1)
+    for missing, sentence in [("none", "there is no object"), ("other/", "no manifest below")]:
+        outcome = run("--input", f"s3://{bucket}/{missing}", "--output", base_dir)
+        assert (outcome.status, sentence in outcome.err) == (2, True), outcome.err

@@ -1,30 +1,36 @@
 from __future__ import annotations
 
-import json
-import os
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, date, datetime
+from typing import Any
 
 import pytest
 
-from des.errors import ManifestError
-from des.pack.manifest import BadRow, ManifestRow, check_row, read_manifest
+from des.errors import SettingsError
+from des.pack.manifest import BadRow, ManifestRow, RowChecker
+from des.pack.partition import Partition
+from des.routing import locate_shard
+from des.shard.layout import to_microseconds
+from des.storage.descriptor import Descriptor, Epoch, IndexRange
 
-if TYPE_CHECKING:
-    from pathlib import Path
+CREATED_AT = "2024-01-31T12:00:00Z"
+GOOD: dict[str, Any] = {"uid": "a", "created_at": CREATED_AT, "source_path": "/sources/a"}
 
-GOOD: dict[str, Any] = {"uid": "a", "created_at": "2024-01-31T12:00:00Z", "source_path": "/sources/a"}
+
+def check(value: object, number: int = 7) -> ManifestRow | BadRow:
+    rows = RowChecker(Descriptor.new(8)).check_all(number, [value])
+    assert len(rows.good) + len(rows.bad) == 1
+    return rows.good[0] if rows.good else rows.bad[0]
 
 
 def checked(**fields: object) -> ManifestRow:
-    row = check_row(7, GOOD | fields)
+    row = check(GOOD | fields)
     assert isinstance(row, ManifestRow), row
     return row
 
 
 def refused(**fields: object) -> str:
     value = {name: value for name, value in (GOOD | fields).items() if value is not ...}
-    row = check_row(7, value)
+    row = check(value)
     assert isinstance(row, BadRow)
     assert row.number == 7
     assert row.error.endswith(".")
@@ -34,8 +40,10 @@ def refused(**fields: object) -> str:
 
 class TestRows:
     def test_the_least(self) -> None:
-        instant = datetime(2024, 1, 31, 12, tzinfo=UTC)
-        assert checked() == ManifestRow(7, "a", instant, "/sources/a", None, None, b"")
+        instant = to_microseconds(datetime(2024, 1, 31, 12, tzinfo=UTC))
+        place = locate_shard("a", CREATED_AT)
+        shard = int(place.date_dir) << 16 | place.shard_index
+        assert checked() == ManifestRow(7, shard, "a", instant, "/sources/a", None, None, b"")
 
     def test_the_most(self) -> None:
         row = checked(
@@ -90,11 +98,11 @@ class TestRows:
         ],
     )
     def test_times(self, text: str, instant: datetime) -> None:
-        assert checked(created_at=text).created_at == instant
+        assert checked(created_at=text).created_at == to_microseconds(instant)
 
     def test_time_in_microseconds(self) -> None:
         row = checked(created_at="1969-12-31T23:59:59.999999Z")
-        assert row.created_at_microseconds == -1
+        assert row.created_at == -1
 
     @pytest.mark.parametrize(
         "value",
@@ -118,7 +126,7 @@ class TestRows:
     def test_naive_or_impossible_times(self, value: object) -> None:
         assert "created_at" in refused(created_at=value)
 
-    @pytest.mark.parametrize("value", ["", "a\0b", 5, ["a"], {}, True])
+    @pytest.mark.parametrize("value", ["", "a\0b", "a\ud800", 5, ["a"], {}, True])
     def test_what_is_no_source_path(self, value: object) -> None:
         assert "source_path" in refused(source_path=value)
 
@@ -162,15 +170,15 @@ class TestRows:
 
     @pytest.mark.parametrize("value", [None, 5, "text", ["a"], True])
     def test_what_is_no_object(self, value: object) -> None:
-        row = check_row(3, value)
+        row = check(value, 3)
         assert isinstance(row, BadRow)
         assert (row.number, row.uid, row.source_path) == (3, None, None)
 
     def test_a_bad_row_says_which_it_is(self) -> None:
-        row = check_row(7, GOOD | {"uid": 5, "created_at": "x"})
+        row = check(GOOD | {"uid": 5, "created_at": "x"})
         assert isinstance(row, BadRow)
         assert (row.number, row.uid, row.source_path) == (7, "5", "/sources/a")
-        row = check_row(7, {"uid": ["a"], "source_path": 5})
+        row = check({"uid": ["a"], "source_path": 5})
         assert isinstance(row, BadRow)
         assert (row.uid, row.source_path) == (None, None)
 
@@ -179,103 +187,59 @@ class TestRows:
         assert "size_bytes" in refused(size_bytes=10**5000)
         assert "metadata" in refused(metadata={"a": 10**5000})
 
+    def test_a_bad_row_gives_back_what_it_takes_to_pack_it_again(self) -> None:
+        fields = {"created_at": "yesterday", "size_bytes": 5, "content_type": "text/plain", "metadata": {"a": 1}}
+        row = check(GOOD | fields | {"more": 1})
+        assert isinstance(row, BadRow)
+        assert row.fields == fields
+        row = check(GOOD | {"created_at": date(2024, 1, 31), "size_bytes": -1, "metadata": {"a": float("nan")}})
+        assert isinstance(row, BadRow)
+        assert row.fields == {"created_at": "2024-01-31", "size_bytes": -1}
 
-class TestFiles:
-    def write(self, tmp_path: Path, content: str | bytes) -> Path:
-        path = tmp_path / "manifest.json"
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
+    def test_the_ends_of_the_calendar_are_no_shortcut(self) -> None:
+        """Dates and times of day are remembered apart: together they may lead out of the calendar."""
+        values = [
+            GOOD | {"created_at": time}
+            for time in ["0001-01-01", "2024-01-31T00:00:00+01:00", "0001-01-01T00:00:00+01:00", "0001-01-01T00:00:00Z"]
+        ]
+        rows = RowChecker(Descriptor.new(8)).check_all(1, values)
+        assert [row.number for row in rows.good] == [1, 2, 4]
+        assert [row.number for row in rows.bad] == [3]
+        assert rows.good[1].created_at == to_microseconds(datetime(2024, 1, 30, 23, tzinfo=UTC))
 
-    def test_rows_are_numbered_on(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, json.dumps([GOOD, 5, GOOD | {"uid": "b"}]))
-        first, bad, second = read_manifest(path, 11)
-        assert isinstance(first, ManifestRow)
-        assert isinstance(second, ManifestRow)
-        assert isinstance(bad, BadRow)
-        assert (first.number, bad.number, second.number) == (11, 12, 13)
 
-    @pytest.mark.parametrize("content", ["[]", " [ ] ", "\n[\n]\n"])
-    def test_an_empty_array_is_fine(self, tmp_path: Path, content: str) -> None:
-        assert list(read_manifest(self.write(tmp_path, content))) == []
+class TestRouting:
+    def test_n_bits_by_date(self) -> None:
+        whole = IndexRange(8, 0, 255)
+        grown = Descriptor(b"s" * 16, (Epoch("00010101", 1), Epoch("20240201", 12)), whole)
+        values = [GOOD | {"uid": uid, "created_at": day} for uid in "abc" for day in ("2024-01-31", "2024-02-01")]
+        rows = RowChecker(grown).check_all(1, values).good
+        for row, value in zip(rows, values, strict=True):
+            place = locate_shard(value["uid"], value["created_at"], 12 if value["created_at"] >= "2024-02" else 1)
+            assert row.shard == int(place.date_dir) << 16 | place.shard_index
 
-    @pytest.mark.parametrize("text", ["a\\u00fc", "\\ud83d\\ude00", "\\/", "😀", "\\u0041"])
-    def test_text_is_what_json_says(self, tmp_path: Path, text: str) -> None:
-        content = json.dumps([GOOD | {"uid": "UID"}]).replace("UID", text)
-        (row,) = read_manifest(self.write(tmp_path, content))
-        assert isinstance(row, ManifestRow)
-        assert row.uid == json.loads(f'"{text}"')
+    def test_a_row_of_another_zone_is_refused(self) -> None:
+        index = locate_shard("a", CREATED_AT, 1).shard_index
+        zones = [Descriptor(b"s" * 16, (Epoch("00010101", 8),), IndexRange(1, at, at)) for at in (index, 1 - index)]
+        assert len(RowChecker(zones[0]).check_all(1, [GOOD]).good) == 1
+        with pytest.raises(SettingsError, match="zone"):
+            RowChecker(zones[1]).check_all(1, [GOOD])
 
-    @pytest.mark.parametrize("uid", [2**63 - 1, 2**63, 2**64, 10**30, -(2**63) - 1])
-    def test_numbers_of_any_length_are_uids(self, tmp_path: Path, uid: int) -> None:
-        rows = list(read_manifest(self.write(tmp_path, json.dumps([GOOD | {"uid": uid}, GOOD]))))
-        assert [row.uid for row in rows] == [str(uid), "a"]
-        assert isinstance(rows[0], ManifestRow)
-
-    @pytest.mark.xfail(reason="the streaming parser's C library writes a question mark for an escaped lone surrogate")
-    def test_a_lone_surrogate_is_no_uid(self, tmp_path: Path) -> None:
-        (row,) = read_manifest(self.write(tmp_path, json.dumps([GOOD | {"uid": "a\ud800"}])))
-        assert isinstance(row, BadRow), "it must not become another uid silently"
-
-    @pytest.mark.parametrize("field", ["size_bytes", "created_at", "uid", "source_path"])
-    def test_a_number_with_a_fraction_fails_its_row_alone(self, tmp_path: Path, field: str) -> None:
-        bad, good = read_manifest(self.write(tmp_path, json.dumps([GOOD | {field: 5.5}, GOOD])))
-        assert isinstance(bad, BadRow)
-        assert isinstance(good, ManifestRow)
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            "",
-            " \n",
-            "{}",
-            '{"rows": []}',
-            "5",
-            '"text"',
-            "null",
-            "[",
-            "[1,]",
-            "[1",
-            '[{"uid": "a"}',
-            '[{"uid": "a"},',
-            "[] x",
-            "[][]",
-            "[]]",
-            "[] // comment",
-            "[NaN]",
-            "['a']",
-            "\ufeff[]",
-            b'["\xff"]',
-            b"\x1f\x8b\x08\x00",
-            "[" * 1000,
-        ],
-    )
-    def test_what_is_no_json_array(self, tmp_path: Path, content: str | bytes) -> None:
-        path = self.write(tmp_path, content)
-        with pytest.raises(ManifestError) as caught:
-            list(read_manifest(path))
-        sentence = str(caught.value)
-        assert str(path) in sentence
-        assert sentence.endswith(".")
-        assert "\n" not in sentence
-
-    def test_garbage_far_behind_good_rows(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, json.dumps([GOOD] * 5000)[:-1] + ", oops]")
-        rows = read_manifest(path)
-        assert isinstance(next(rows), ManifestRow)
-        with pytest.raises(ManifestError, match="not valid JSON"):
-            list(rows)
-
-    def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match="No such file"):
-            list(read_manifest(tmp_path / "missing.json"))
-
-    def test_a_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match="directory"):
-            list(read_manifest(tmp_path))
-
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-    def test_unreadable(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, "[]")
-        path.chmod(0)
-        with pytest.raises(ManifestError, match="Permission denied"):
-            list(read_manifest(path))
+    def test_partitions_share_the_rows(self) -> None:
+        """Each row, good or bad, is in exactly one of them, and they are about equally large."""
+        values: list[object] = [
+            GOOD | {"uid": f"file-{at}", "created_at": f"2024-01-{at % 30 + 1:02}"} for at in range(6000)
+        ]
+        values[::100] = [GOOD | {"uid": f"bad-{at}", "size_bytes": -1} for at in range(60)]
+        values[1::100] = [None] * 60
+        shares = [RowChecker(Descriptor.new(2), Partition(at, 3)).check_all(1, values) for at in range(3)]
+        numbers = [row.number for share in shares for row in share.good]
+        numbers += [row.number for share in shares for row in share.bad]
+        assert sorted(numbers) == list(range(1, 6001))
+        assert all(1800 < len(share.good) < 2200 for share in shares)
+        assert all(20 < len(share.bad) < 60 for share in shares)
+        of_shard: dict[int, set[int]] = {}
+        for at, share in enumerate(shares):
+            for row in share.good:
+                of_shard.setdefault(row.shard, set()).add(at)
+        assert {len(owners) for owners in of_shard.values()} == {1}

@@ -13,7 +13,7 @@ import pytest
 
 from des.errors import DeletedError, ObjectNotFoundError
 from des.pack.commit import new_name, now_microseconds, open_shard, swap
-from des.pack.encoding import ANEW_BYTES, Encoded
+from des.pack.encoding import ANEW_BYTES, EncodedRun
 from des.pack.packer import _ATTEMPTS
 from des.routing import file_id
 from des.shard.chunking import LARGE_BYTES
@@ -30,6 +30,7 @@ from tests.making import make_store
 from tests.pack.packing import (
     CREATED_AT,
     DAY,
+    Place,
     Row,
     Run,
     Sources,
@@ -83,7 +84,7 @@ async def packed(storage: Storage, sources: Sources, rows: list[Row], **options:
     return run
 
 
-async def get(base_dir: Path, uid: str) -> bytes:
+async def get(base_dir: Place, uid: str) -> bytes:
     async with open_store(base_dir) as store:
         return await store.get(uid, date_of(DAY))
 
@@ -131,7 +132,7 @@ class TestOnce:
         self, base_dir: Path, storage: LocalStorage, sources: Sources
     ) -> None:
         rows = [
-            sources.row("missing", b"") | {"source_path": str(base_dir / "nowhere")},
+            sources.row("missing", b"") | {"source_path": str(sources.directory / "nowhere")},
             sources.row("good", b"content"),
             sources.row("directory", b"") | {"source_path": str(sources.directory)},
             sources.row("size", b"content", size_bytes=8),
@@ -321,7 +322,7 @@ class TestConflicts:
         held: list[int] = []
 
         async def count(_: Call) -> None:
-            held.append(sum(len(item.stored) for item in gc.get_objects() if isinstance(item, Encoded)))
+            held.append(sum(len(item.stored) for item in gc.get_objects() if isinstance(item, EncodedRun)))
 
         counting = Between(storage, "write", count)
         run = await packed(counting, sources, sources.rows(files), on_conflict="replace")
@@ -377,7 +378,7 @@ class TestRepeated:
     async def test_very_many_in_several_steps(
         self, base_dir: Path, storage: LocalStorage, sources: Sources, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("des.pack.packer.BATCH_FILES", 7)
+        monkeypatch.setattr("des.pack.workshop.BATCH_FILES", 7)
         files = {f"file-{number}": b"%d" % number for number in range(40)}
         run = await packed(storage, sources, sources.rows(files) * 3)
         assert run.counts == (40, 80, 0)
@@ -457,7 +458,7 @@ class TestSegments:
         rows = [sources.row(uid, content, metadata={"n": len(content)}) for uid, content in files.items()]
         made: list[list[bytes]] = []
         for threads, batch, n_bits in ((1, 256, 2), (4, 256, None), (4, 10, None)):
-            monkeypatch.setattr("des.pack.packer.BATCH_FILES", batch)
+            monkeypatch.setattr("des.pack.workshop.BATCH_FILES", batch)
             base_dir = tmp_path / f"store-{threads}-{batch}"
             base_dir.mkdir()
             if made:
@@ -545,7 +546,7 @@ class TestSourcesThatFailMidway:
     ) -> None:
         """Rows of all kinds, in segments and batches that end anywhere: each counts once, and each good one reads."""
         chance = random.Random(seed)
-        monkeypatch.setattr("des.pack.packer.BATCH_FILES", chance.choice([1, 3, 256]))
+        monkeypatch.setattr("des.pack.workshop.BATCH_FILES", chance.choice([1, 3, 256]))
         uids = names_of_one_shard(40)
         before = {uid: b"there %d" % at for at, uid in enumerate(uids[:12])}
         await packed(storage, sources, sources.rows(before))

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from des.errors import SettingsError
 from des.pack.manifest import ManifestRow
 from des.pack.plan import Plan, PlannedShard
-from des.routing import file_id, shard_index
-from des.storage.descriptor import Descriptor, Epoch, IndexRange
+from des.routing import file_id, locate_shard, shard_index
+from des.shard.layout import to_microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +17,16 @@ NOON = datetime(2024, 1, 31, 12, tzinfo=UTC)
 
 
 def row(number: int, uid: str, created_at: datetime = NOON, size: int | None = None) -> ManifestRow:
-    return ManifestRow(number, uid, created_at, f"/sources/{number}", size, "text/plain", b'{"a":1}')
+    place = locate_shard(uid, created_at, 2)
+    shard = int(place.date_dir) << 16 | place.shard_index
+    return ManifestRow(
+        number, shard, uid, to_microseconds(created_at), f"/sources/{number}", size, "text/plain", b'{"a":1}'
+    )
 
 
 @pytest.fixture
 def plan() -> Iterator[Plan]:
-    with Plan(Descriptor.new(2)) as plan:
+    with Plan() as plan:
         yield plan
 
 
@@ -34,7 +37,7 @@ def test_a_row_comes_back_as_it_was(plan: Plan) -> None:
     assert shard == PlannedShard("20240131", shard_index(file_id(given.uid), 2), 1, 5)
     (planned,) = plan.rows(shard, 0, 10)
     assert (planned.number, planned.uid, planned.file_id) == (7, given.uid, file_id(given.uid))
-    assert planned.created_at == given.created_at_microseconds == int(NOON.timestamp()) * 1_000_000 + 3
+    assert planned.created_at == given.created_at == int(NOON.timestamp()) * 1_000_000 + 3
     assert (planned.source_path, planned.size_bytes) == ("/sources/7", 5)
     assert (planned.content_type, planned.metadata) == ("text/plain", b'{"a":1}')
 
@@ -77,28 +80,21 @@ def test_rows_in_steps(plan: Plan) -> None:
 
 
 def test_repeated_rows_by_their_turn(plan: Plan) -> None:
-    plan.add(row(number, uid) for number, uid in enumerate("abacabaa", start=1))
+    plan.add([row(number, uid) for number, uid in enumerate("abacabaa", start=1)])
     plan.add([row(9, "a", NOON + timedelta(hours=1)), row(10, "a", NOON + timedelta(days=1))])
     repeated = [found for shard in plan.finish() for found in plan.repeated(shard)]
     assert sorted(repeated) == [(3, 2), (5, 3), (6, 2), (7, 4), (8, 5), (9, 6)]
     assert [nth for _, nth in repeated if nth != 2] == [3, 4, 5, 6]
 
 
-def test_n_bits_are_those_of_the_day() -> None:
-    grown = Descriptor(b"s" * 16, (Epoch("00010101", 1), Epoch("20240201", 8)), IndexRange(1, 0, 1))
-    with Plan(grown) as plan:
-        plan.add([row(1, "file", NOON), row(2, "file", NOON + timedelta(days=1))])
-        before, after = plan.finish()
-    assert before.shard_index == shard_index(file_id("file"), 1)
-    assert after.shard_index == shard_index(file_id("file"), 8)
-
-
-def test_rows_of_another_zone_are_refused() -> None:
-    uids = {shard_index(file_id(f"file-{number}"), 1): f"file-{number}" for number in range(20)}
-    with Plan(Descriptor(b"s" * 16, (Epoch("00010101", 8),), IndexRange(1, 1, 1))) as plan:
-        plan.add([row(1, uids[1])])
-        with pytest.raises(SettingsError, match="zone"):
-            plan.add([row(2, uids[0])])
+def test_many_rows_at_once(plan: Plan) -> None:
+    """Rows go in by statements of many rows, and the rest one by one."""
+    given = [row(number, f"file-{number}", size=number) for number in range(1, 1024)]
+    plan.add(given)
+    shards = plan.finish()
+    rows = [planned for shard in shards for planned in plan.rows(shard, 0, 2000)]
+    assert sorted((planned.number, planned.uid) for planned in rows) == [(one.number, one.uid) for one in given]
+    assert sum(shard.size for shard in shards) == sum(range(1, 1024))
 
 
 def test_no_rows_no_shards(plan: Plan) -> None:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import io
 import json
 
-from des.pack.manifest import BadRow
+from des.pack.manifest import BadRow, RowChecker
 from des.pack.plan import PlannedRow
 from des.pack.report import Failure, Report, Tally
+from des.storage.descriptor import Descriptor
 
 NAMES = [
     "files", "packed", "skipped", "failed", "bytes_in", "bytes_stored", "shards", "segments", "objects_written", "seconds", "store",
@@ -23,8 +24,28 @@ def test_failure_is_one_line_of_json() -> None:
         "source_path": "/sources/a",
         "status": "conflict",
         "error": "one\nsentence.",
+        "created_at": "1970-01-01T00:00:00+00:00",
     }
-    assert list(json.loads(line)) == ["row", "uid", "source_path", "status", "error"]
+    assert list(json.loads(line))[:5] == ["row", "uid", "source_path", "status", "error"]
+
+
+def test_failure_has_all_it_takes_to_pack_it_again() -> None:
+    row = PlannedRow(7, b"i" * 16, "a", 1_706_702_400_000_003, "/sources/a", 5, "text/plain", b'{"b":[1,2.5]}')
+    value = json.loads(Failure.of_row(row, "conflict", "a sentence.").to_json())
+    again = RowChecker(Descriptor.new(1)).check_all(1, [value]).good[0]
+    assert again[2:] == ("a", row.created_at, "/sources/a", 5, "text/plain", b'{"b":[1,2.5]}')
+
+
+def test_failure_names_its_manifest_where_there_are_several() -> None:
+    shown = io.StringIO()
+    report = Report(store="", shown=shown, manifests=[(1, "first")])
+    report.fail(Failure.of_bad_row(BadRow(1, None, None, "bad.")))
+    report.manifests += [(3, "empty"), (3, "second"), (10, "third")]
+    for number in (2, 3, 9, 10):
+        report.fail(Failure.of_bad_row(BadRow(number, None, None, "bad.")))
+    lines = [json.loads(line) for line in shown.getvalue().splitlines()]
+    assert [line.get("manifest") for line in lines] == [None, "first", "second", "second", "third"]
+    assert report.statuses == {"invalid": 5}
 
 
 def test_failure_of_a_row_that_was_none() -> None:

@@ -26,7 +26,7 @@ from des.errors import (
     StorageUnavailableError,
 )
 from des.pack import run as pack_run
-from des.pack.packer import Workshop
+from des.pack.workshop import Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.codecs import Compression
 from des.storage.descriptor import DESCRIPTOR_KEY, Descriptor, IndexRange
@@ -193,7 +193,7 @@ class TestWorkshop:
     ) -> None:
         """More batches a shard than there are slots, and more shards at once than the worker threads."""
         monkeypatch.setattr(pack_run, "SHARDS_AT_ONCE", 3)
-        monkeypatch.setattr("des.pack.packer.BATCH_FILES", 2)
+        monkeypatch.setattr("des.pack.workshop.BATCH_FILES", 2)
         files = {f"file-{number}": os.urandom(number) for number in range(300)}
         for threads in (1, 4):
             run = await pack_into(
@@ -464,7 +464,7 @@ async def test_many_shards_stopped_anywhere(
 ) -> None:
     """Several shards at once, each with several batches ahead: what is under way elsewhere ends too."""
     monkeypatch.setattr(pack_run, "SHARDS_AT_ONCE", 3)
-    monkeypatch.setattr("des.pack.packer.BATCH_FILES", 3)
+    monkeypatch.setattr("des.pack.workshop.BATCH_FILES", 3)
     files = {f"file-{number}": os.urandom(50 * number) for number in range(60)} | {"big": os.urandom(LARGE_BYTES + 1)}
     manifest = sources.manifest(sources.rows(files))
     failure = StorageUnavailableError("gone")

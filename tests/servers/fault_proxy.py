@@ -101,13 +101,19 @@ class Exchange:
     async def send(self, body: bytes) -> None:
         """Send a part of the body."""
         for start in range(0, len(body), _PIECE):
-            self.client.write(body[start : start + _PIECE])
+            piece = body[start : start + _PIECE]
+            self.proxy.body_bytes += len(piece)
+            self.client.write(piece)
             await self.client.drain()
 
     async def reply(self) -> None:
         """Send the reply as it stands."""
         await self.send_head()
         await self.send(self.body)
+
+    def is_whole(self, sent: int) -> bool:
+        """Tell whether so many bytes are all of a body, after which the client may send its next request."""
+        return 0 < len(self.body) <= sent
 
     def abort(self) -> None:
         """Reset the connection."""
@@ -121,7 +127,7 @@ class Effect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The connection is reset after so many bytes of the body; `after=None` before the head."""
+    """The connection is reset after so many bytes of the body; `after=None` before the head. A shorter body is whole."""
 
     after: int | None = 0
 
@@ -130,6 +136,8 @@ class Cut:
         if self.after is not None:
             await exchange.send_head()
             await exchange.send(exchange.body[: self.after])
+            if exchange.is_whole(self.after):
+                return
         if self.after:  # a reset may overtake bytes that the kernel still holds: end in order, but early
             exchange.client.write_eof()
             await exchange.client_gone.wait()
@@ -138,7 +146,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Nothing more comes after so many bytes of the body; `after=None`: not even the head."""
+    """Nothing more comes after so many bytes of the body; `after=None`: not even the head. A shorter body is whole."""
 
     after: int | None = 0
 
@@ -147,6 +155,8 @@ class Stall:
         if self.after is not None:
             await exchange.send_head()
             await exchange.send(exchange.body[: self.after])
+            if exchange.is_whole(self.after):
+                return
         await exchange.client_gone.wait()
 
 
@@ -334,6 +344,7 @@ class FaultProxy:
         in_flight: requests that have not been answered yet.
         peak: the most there ever were.
         connections: open connections from clients.
+        body_bytes: bytes of bodies that went to clients, or wait to be taken.
         endpoint: the URL to use in place of the server's.
         upstream: host and port of the server.
     """
@@ -345,6 +356,7 @@ class FaultProxy:
         self.in_flight = 0
         self.peak = 0
         self.connections = 0
+        self.body_bytes = 0
         self.endpoint = ""
         self._server = server
         self._faults: list[Fault] = []
@@ -402,6 +414,7 @@ class FaultProxy:
         """Forget what has arrived."""
         self.requests.clear()
         self.peak = self.in_flight
+        self.body_bytes = 0
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""

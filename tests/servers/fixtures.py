@@ -13,18 +13,22 @@ A test module asks for them with `pytest_plugins = ["tests.servers.fixtures"]`, 
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
+from des.storage.s3 import open_s3
 from tests.servers.certificates import Authority
 from tests.servers.fault_proxy import FaultProxy
-from tests.servers.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server, run_moto, run_seaweedfs
+from tests.servers.s3_servers import ACCESS_KEY, REGION, SECRET_KEY, S3Server, run_moto, run_seaweedfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from blockbuster import BlockBuster
+
+    from des.storage.s3 import S3Storage
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +69,47 @@ def bucket(seaweedfs: S3Server, s3_credentials: None) -> Iterator[str]:
     name = seaweedfs.make_bucket()
     yield name
     seaweedfs.drop_bucket(name)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_bucket(seaweedfs: S3Server) -> str:
+    """A bucket on SeaweedFS that all tests share: a bucket of its own costs a test more than a prefix of its own."""
+    return seaweedfs.make_bucket()
+
+
+@pytest.fixture(scope="session")
+def moto_bucket(moto: S3Server) -> str:
+    """A bucket on moto that all tests share."""
+    return moto.make_bucket()
+
+
+@pytest.fixture
+def prefix(s3_credentials: None) -> str:
+    """A prefix in a shared bucket that no other test has, with the credentials for it."""
+    return f"a/store {secrets.token_hex(8)}"
+
+
+@pytest.fixture
+async def on_seaweedfs(seaweedfs: S3Server, seaweedfs_bucket: str, prefix: str) -> AsyncIterator[S3Storage]:
+    """An empty place on SeaweedFS."""
+    storage = await open_s3(seaweedfs.config(seaweedfs_bucket, prefix=prefix))
+    yield storage
+    await storage.aclose()
+
+
+@pytest.fixture
+async def on_moto(moto: S3Server, moto_bucket: str, prefix: str) -> AsyncIterator[S3Storage]:
+    """An empty place on moto."""
+    storage = await open_s3(moto.config(moto_bucket, prefix=prefix))
+    yield storage
+    await storage.aclose()
+
+
+@pytest.fixture
+def s3_addresses(seaweedfs: S3Server, s3_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let s3:// addresses mean SeaweedFS, here and in subprocesses."""
+    monkeypatch.setenv("DES_S3_ENDPOINT_URL", seaweedfs.endpoint)
+    monkeypatch.setenv("DES_S3_REGION", REGION)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from tests.servers.processes import ServerStartError, free_ports, server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 ACCESS_KEY = "test"
 SECRET_KEY = "testsecret"
@@ -101,6 +103,26 @@ class S3Server:
         return Settings(
             **{"backend": "s3", "s3_bucket": bucket, "s3_region": REGION, "s3_endpoint_url": self.endpoint, **changes}
         )
+
+
+@cache
+def _server_at(endpoint: str) -> S3Server:
+    return S3Server("", endpoint)
+
+
+def objects_on_s3(place: Settings) -> list[tuple[str, bytes, datetime]]:
+    """Return key, content and time of every object of a place on one of the servers, in order of their keys."""
+    client, bucket, root = _server_at(place.s3_endpoint_url or "").client, place.s3_bucket, f"{place.s3_prefix}/"
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=root)
+    infos = [info for page in pages for info in page.get("Contents", [])]
+    return sorted(
+        (
+            info["Key"].removeprefix(root),
+            client.get_object(Bucket=bucket, Key=info["Key"])["Body"].read(),
+            info["LastModified"],
+        )
+        for info in infos
+    )
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from des.shard.catalog import (
     CHUNK_TARGET_BYTES,
     CatalogRow,
     decode_chunk,
+    draft_row,
     encode_chunks,
     encode_metadata,
-    encode_row,
 )
-from des.shard.layout import MAX_CHUNK_RAW_BYTES, MAX_CHUNK_ROWS, Codec, Entry, Flag, checksum64, second_of_day
+from des.shard.layout import MAX_CHUNK_RAW_BYTES, MAX_CHUNK_ROWS, ROW, Codec, Entry, Flag, checksum64, second_of_day
 from des.shard.reading import PageRef
 from tests.shard.samples import MIDNIGHT
 
@@ -40,6 +40,28 @@ def make_row(
 def make_tombstone(uid: str) -> CatalogRow:
     entry = Entry(file_id(uid), b"h" * 16, 0, 0, 0, Codec.NONE, Flag.DELETED, 0, 0, 0, 5)
     return CatalogRow(entry, "", MIDNIGHT + 86_405_000_000, None, b"", 9)
+
+
+def encode_row(row: CatalogRow, number: int) -> bytes:
+    """Encode a row as the format states it, field by field."""
+    uid = row.uid.encode()
+    fields = (row.entry.encode(), row.generation, row.created_at, number, len(uid), len(row.metadata))
+    return ROW.pack(*fields) + uid + row.metadata
+
+
+@pytest.mark.parametrize("number", [0, 1, 4096])
+@pytest.mark.parametrize("size", [0, 5, 0xFFFF_FFFF, 1 << 40])
+def test_a_draft_becomes_the_row_that_the_format_states(number: int, size: int) -> None:
+    offset, created_at = (1 << 47) + 5, MIDNIGHT + 86_399_999_999
+    entry = Entry(
+        file_id("ü"), b"h" * 16, 0xFFFF_FFFE, 0, 0, Codec.LZ4, 2, offset, size, size + 3, second_of_day(created_at)
+    )
+    row = CatalogRow(entry, "ü", created_at, "text/plain", b'{"a":1}', 1 << 60)
+    sizes = (size, size + 3, row.generation, created_at)
+    fields = (entry.content_hash, entry.checksum, entry.codec, entry.flags, *sizes)
+    draft = draft_row(entry.file_id, *fields, row.content_type, row.uid.encode(), row.metadata)
+    assert draft.placed(offset, number) == encode_row(row, number)
+    assert draft[1:] == ("text/plain", size, size + 3)
 
 
 def encode(rows: Sequence[CatalogRow]) -> list[bytes]:

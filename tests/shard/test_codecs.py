@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import posixpath
 import random
 import threading
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from des.shard.codecs import (
     Encoder,
     decode,
     decompress_frame,
+    extension_of,
     frame_content_size,
     guess_content_type,
     worth_trying,
@@ -248,7 +250,7 @@ def test_dictionary_that_no_reader_would_take() -> None:
     ],
 )
 def test_what_is_worth_trying(names: tuple[str, ...], content_type: str | None, expected: bool) -> None:
-    assert worth_trying(names, content_type) is expected
+    assert worth_trying(tuple(map(extension_of, names)), content_type) is expected
 
 
 @pytest.mark.parametrize(
@@ -266,3 +268,20 @@ def test_what_is_worth_trying(names: tuple[str, ...], content_type: str | None, 
 )
 def test_guessed_content_types(name: str, expected: str | None) -> None:
     assert guess_content_type(name) == expected
+
+
+@pytest.mark.parametrize(
+    "compression", [Compression(), Compression("lz4"), Compression("none"), Compression(dictionary=b"some words " * 99)]
+)
+def test_many_at_once_are_stored_as_each_alone(compression: Compression) -> None:
+    chance = random.Random(3)
+    raws = [b"", *(b"some words and numbers %d " % n * n for n in range(60)), chance.randbytes(3000), b"", b"x"]
+    encoder = Encoder(compression)
+    assert encoder.encode_many(raws) == [Encoder(compression).encode(raw) for raw in raws]
+    assert encoder.encode_many([b"", b""]) == [(Codec.NONE, b"")] * 2
+    assert encoder.encode_many([]) == []
+
+
+@given(st.text("./aZ", max_size=6))
+def test_extensions_are_those_of_the_library(name: str) -> None:
+    assert extension_of(name) == posixpath.splitext(name)[1].lower()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from des.errors import SettingsError
 from des.settings import Settings
@@ -27,6 +28,7 @@ def test_every_setting_arrives() -> None:
         single_writer=True,
         max_connections=7,
         request_timeout=9.0,
+        pack_memory=ByteSize(80 << 20),
     )
     config = S3Config.from_settings(settings)
     assert config == S3Config(
@@ -44,6 +46,7 @@ def test_every_setting_arrives() -> None:
         presigned="off",
         single_writer=True,
         max_connections=7,
+        upload_memory=10 << 20,
         request_timeout=9.0,
     )
     assert config.endpoint == EndpointOptions(
@@ -53,6 +56,7 @@ def test_every_setting_arrives() -> None:
         addressing="virtual",
         ca_bundle=Path("bundle.pem"),
         max_connections=7,
+        upload_memory=10 << 20,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from des.storage import s3_multipart
 from des.storage.s3 import open_s3
-from des.storage.s3_multipart import FIRST_PART_BYTES, MAX_IN_FLIGHT, part_size
+from des.storage.s3_multipart import FIRST_PART_BYTES, part_size
+from tests.servers.fault_proxy import Stall
 
 if TYPE_CHECKING:
     from tests.servers.fault_proxy import FaultProxy
@@ -60,17 +61,56 @@ async def test_parts_grow(fault_proxy: FaultProxy, bucket: str, monkeypatch: pyt
     await storage.aclose()
 
 
-async def test_memory_is_bound_and_parts_overlap(seaweedfs: S3Server, bucket: str) -> None:
-    storage = await open_s3(seaweedfs.config(bucket))
-    piece = bytes(MIB)
+@pytest.mark.parametrize("writers", [1, 5])
+async def test_memory_is_bound_and_parts_overlap(seaweedfs: S3Server, bucket: str, writers: int) -> None:
+    storage = await open_s3(seaweedfs.config(bucket, upload_memory=3 * FIRST_PART_BYTES))
+    uploads = storage.endpoint.uploads
+    most = 0
+
+    async def write(key: str) -> None:
+        nonlocal most
+        async with storage.open_writer(key) as writer:
+            for _ in range(60 // writers):
+                await writer.write(bytes(MIB))
+                most = max(most, uploads.held_bytes)
+                await anyio.lowlevel.checkpoint()
+
     tracemalloc.start()
-    async with storage.open_writer("key") as writer:
-        for _ in range(160):
-            await writer.write(piece)
-            await anyio.lowlevel.checkpoint()
+    async with anyio.create_task_group() as tasks:
+        for number in range(writers):
+            tasks.start_soon(write, f"key-{number}")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (await storage.head("key")).size == 160 * MIB
-    # The parts under way, the one being gathered, and the slack with which buffers grow.
-    assert 2 * FIRST_PART_BYTES < peak < 1.3 * (MAX_IN_FLIGHT + FIRST_PART_BYTES)
+    assert [info.size async for info in storage.list("")] == [60 // writers * MIB] * writers
+    assert FIRST_PART_BYTES < most <= uploads.max_bytes
+    # The parts under way, the one that each gathers, and the slack with which buffers grow.
+    assert peak < 1.3 * (uploads.max_bytes + writers * FIRST_PART_BYTES)
+    assert uploads.held_bytes == 0
+    await storage.aclose()
+
+
+async def test_a_part_larger_than_the_memory_goes_alone(seaweedfs: S3Server, bucket: str) -> None:
+    storage = await open_s3(seaweedfs.config(bucket, upload_memory=1))
+    data = bytes(3 * FIRST_PART_BYTES)
+    async with storage.open_writer("key") as writer:
+        await writer.write(data)
+        assert storage.endpoint.uploads.held_bytes == FIRST_PART_BYTES
+    assert await storage.read_range("key", 0, len(data)) == data
+    await storage.aclose()
+
+
+async def test_a_writer_that_fails_gives_up_its_share(fault_proxy: FaultProxy, bucket: str) -> None:
+    storage = await open_s3(fault_proxy.config(bucket))
+
+    async def write_and_fail() -> None:
+        async with storage.open_writer("key") as writer:
+            await writer.write(bytes(2 * FIRST_PART_BYTES))
+            while not fault.fired:
+                await anyio.lowlevel.checkpoint()
+            assert storage.endpoint.uploads.held_bytes == 2 * FIRST_PART_BYTES
+            raise ZeroDivisionError
+
+    with fault_proxy.fault(Stall(), method="PUT") as fault, pytest.raises(ZeroDivisionError):
+        await write_and_fail()
+    assert storage.endpoint.uploads.held_bytes == 0
     await storage.aclose()

@@ -275,6 +275,37 @@ async def test_silence_before_the_reply_is_a_timeout() -> None:
             await get(pool, within=0.05)
 
 
+async def test_each_wait_has_its_own_time() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def take_time(writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
+        asked.set()
+        await go_on.wait()
+        writer.write(GOOD)
+
+    async with serving(Server(take_time, say_nothing)) as pool:
+        patient = asyncio.create_task(get(pool, within=10))
+        await asked.wait()
+        for _ in range(2):  # within the time of the patient one, one after the other
+            with pytest.raises(WireTimeoutError):
+                await get(pool, within=0.02)
+        go_on.set()
+        assert await body(await patient) == b"hello"
+
+
+async def test_a_reader_that_is_cancelled_too_late_leaves_its_connection_to_the_next() -> None:
+    server = Server(GOOD)
+    async with serving(server) as pool:
+        reading = asyncio.create_task(get(pool))
+        while not pool._idle:  # noqa: ASYNC110 - an event would wake this task after the reader
+            await asyncio.sleep(0)
+        reading.cancel()  # the reply is complete, and the reader has not run since
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await body(await get(pool)) == b"hello"
+    assert server.connections == 1
+
+
 async def test_a_drip_is_a_timeout() -> None:
     async def drip(writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")

@@ -183,14 +183,14 @@ class TestStat:
             assert found.zstd_etag is not None
             assert found.zstd_etag.startswith(found.etag[:-1])
             assert found.zstd_etag != found.etag
-            assert found.committed_at is not None
-            assert found.committed_at <= before
+            assert found.committed_second is not None
+            assert found.committed_second <= before.timestamp()
             assert not found.is_large
             assert (await store.find("raw", WHEN)).zstd_etag is None
             large = await store.find("large", WHEN)
             assert large.is_large
             assert large.zstd_etag is None, "more than one frame"
-            assert (await store.find("r", WHEN)).committed_at is None, "replaced"
+            assert (await store.find("r", WHEN)).committed_second is None, "replaced"
 
 
 async def test_dictionaries_are_told_apart(storage: RecordingStorage) -> None:

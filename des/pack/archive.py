@@ -1,0 +1,164 @@
+"""Packing a tar archive, plain, gzip or zstd: every regular file in it is a row of its own.
+
+    uid          the member's name, without a leading `./`
+    created_at   the member's time of change, or one given for all
+
+Rules:
+
+1. An archive is read once, from front to back, so it may come through a pipe. Rows are packed shard by shard, so contents lie in the spool until then:
+   that takes as much disk as they have bytes. A member that would not fit is refused before any of it is written.
+2. Links, devices, directories with content, sparse files, absolute names and names with `..` are refused by name; nothing is ever extracted under a
+   name of the archive's choosing. Directories are passed over.
+3. Whatever the headers say, no more is held in memory than one piece: an extended header of more than `_MAX_HEADER_BYTES` is refused.
+4. An archive that breaks off, or holds garbage between members, is refused as a whole: the library would take it for the end.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from des.errors import ManifestError
+from des.pack.inputs import STDIN, standard_input
+from des.pack.manifest_streams import naming_of, reading, unpacked
+from des.pack.tree import refused, rfc_3339
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+
+    from des.pack.inputs import Part
+    from des.pack.spool import Spool
+
+_PIECE_BYTES = 256 << 10
+_MAX_HEADER_BYTES = 1 << 20
+_BATCH_ROWS = 1_000
+_TYPES = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive to be packed, `-` for standard input; `created_at` is for all its files, or None."""
+
+    name: str
+    created_at: str | None = None
+
+    def parts(self) -> Iterator[Part]:
+        """See `Input`."""
+        yield self
+
+    def rows(self, spool: Spool) -> Iterator[list[object]]:
+        """Unpack into the spool, and yield a row for each file.
+
+        Raises:
+            ManifestError: it is no tar archive to its very end, or does not fit on the disk.
+        """
+        batch: list[object] = []
+        with reading(self.name), _opened(self.name) as file:
+            stream = _Forward(unpacked(file, naming_of(self.name).packing, sniff=True))
+            try:
+                with tarfile.TarFile(
+                    fileobj=cast("IO[bytes]", stream), encoding="utf-8", errors="surrogateescape"
+                ) as tar:
+                    while (member := tar.next()) is not None:
+                        tar.members.clear()  # type: ignore[attr-defined]  # would grow by each member; not in the stubs
+                        row = self._row(stream, member, spool)
+                        if row is not None:
+                            batch.append(row)
+                        if len(batch) >= _BATCH_ROWS:
+                            yield batch
+                            batch = []
+                stream.check_end()
+            except (tarfile.TarError, ValueError, OverflowError) as error:
+                raise ManifestError(f"the archive {self.name} is damaged: {str(error).rstrip('.')}.") from error
+        yield batch
+
+    def _row(self, stream: _Forward, member: tarfile.TarInfo, spool: Spool) -> object | None:
+        uid = member.name.removeprefix("./")
+        if member.isdir():
+            return None
+        if member.type in _TYPES:
+            return refused(uid, None, f"it is {_TYPES[member.type]}.")
+        if not member.isreg() or member.issparse():
+            return refused(uid, None, "it is not a regular file.")
+        if uid.startswith("/") or ".." in uid.split("/"):
+            return refused(uid, None, "its name is absolute, or has .. in it.")
+        stream.seek(member.offset_data)
+        with spool.create(member.size) as out:
+            left = member.size
+            while left:
+                piece = stream.read(min(_PIECE_BYTES, left))
+                if not piece:
+                    raise tarfile.ReadError("it breaks off")
+                out.write(piece)
+                left -= len(piece)
+        return {
+            "uid": uid,
+            "created_at": self.created_at or _time_of(member),
+            "source_path": out.name,
+            "size_bytes": member.size,
+        }
+
+
+def _time_of(member: tarfile.TarInfo) -> str | None:
+    try:
+        return rfc_3339(round(member.mtime * 1_000_000))
+    except (OverflowError, ValueError):  # infinity, or no number
+        return None
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    with standard_input() if name == STDIN else Path(name).open("rb") as file:
+        yield file
+
+
+class _Forward:
+    """A stream as the library reads it, from front to back."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._position = 0
+        self._last = b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= max(_MAX_HEADER_BYTES, _PIECE_BYTES):
+            raise tarfile.ReadError(f"it has a header of {size:,} bytes")
+        self._last = self._stream.read(size)
+        self._position += len(self._last)
+        return self._last
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.ReadError("a header points backwards")
+        while self._position < position:
+            if not self.read(min(_PIECE_BYTES, position - self._position)):
+                raise tarfile.ReadError("it breaks off")
+
+    def check_end(self) -> None:
+        """Refuse an archive that does not end as POSIX says (pax, "ustar Interchange Format"): in blocks of zeros, and nothing else.
+
+        Raises:
+            tarfile.ReadError: it ends otherwise.
+        """
+        if len(self._last) != tarfile.BLOCKSIZE or any(self._last):
+            raise tarfile.ReadError(
+                f"there is no header where one should be, at byte {self._position - len(self._last):,}"
+            )
+        while self.read(_PIECE_BYTES):
+            if self._last.count(0) != len(self._last):
+                raise tarfile.ReadError(
+                    "there is something behind its end; if it is several archives in one, give them one by one"
+                )

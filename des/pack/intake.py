@@ -1,0 +1,133 @@
+"""Taking in what is to be packed: inputs → rows, checked and routed → the plan. Runs in a worker thread.
+
+Nothing of the inputs is held: good rows go into the plan, bad ones wait on disk and are reported once all inputs were read to their ends. An
+input that cannot be is the end of the run, before anything was written.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+import anyio.from_thread
+
+from des.errors import InvalidRequestError, SettingsError
+from des.pack.manifest import RowChecker
+from des.pack.report import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from des.pack.inputs import Input
+    from des.pack.manifest import BadRow, CheckedRows
+    from des.pack.partition import Partition
+    from des.pack.plan import Plan, PlannedShard
+    from des.pack.report import Report
+    from des.pack.spool import Spool
+    from des.storage.descriptor import Descriptor
+
+_BAD_ROWS_IN_MEMORY = 1 << 20
+
+
+class SourceRoot:
+    """A directory that the sources of manifests must lie in; relative paths start there."""
+
+    def __init__(self, directory: Path) -> None:
+        """Set up.
+
+        Raises:
+            SettingsError: it is no directory.
+        """
+        try:
+            real = os.path.realpath(directory, strict=True)
+            is_directory = stat.S_ISDIR(os.stat(real).st_mode)  # noqa: PTH116 - text as below
+        except OSError as error:
+            raise SettingsError(f"--source-root {directory} cannot be used: {error.strerror}.") from error
+        if not is_directory:
+            raise SettingsError(f"--source-root {directory} is not a directory.")
+        self._real = real
+        self._inside = os.path.join(real, "")  # noqa: PTH118 - with a slash at its end
+
+    def located(self, source: str) -> str:
+        """Return where a source really is, without any symbolic link.
+
+        Raises:
+            InvalidRequestError: outside.
+        """
+        if "://" in source:
+            raise InvalidRequestError("source_path is an address, but --source-root allows only files below it.")
+        real = os.path.realpath(os.path.join(self._real, source))  # noqa: PTH118 - takes an absolute path as it is
+        if not real.startswith(self._inside):
+            raise InvalidRequestError("source_path leads out of --source-root.")
+        return real
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Reads inputs into a plan.
+
+    Attributes:
+        descriptor: of the store.
+        partition: the share of the shards to keep; None keeps all.
+        source_root: where sources must lie; None: anywhere.
+        look_at: sees rows before they reach the plan, and may find some of them bad.
+    """
+
+    descriptor: Descriptor
+    partition: Partition | None = None
+    source_root: Path | None = None
+    look_at: Callable[[CheckedRows], CheckedRows] = field(default=lambda rows: rows)
+
+    def fill(
+        self, plan: Plan, inputs: Sequence[Input], spool: Spool, report: Report, planned: Callable[[int], None]
+    ) -> list[PlannedShard]:
+        """Read all inputs into the plan; return its shards.
+
+        Args:
+            plan: an empty one.
+            inputs: what to read.
+            spool: for what must lie on disk until it is packed.
+            report: learns how many files there are, and which are bad.
+            planned: told how many rows were read so far.
+
+        Raises:
+            ManifestError: an input cannot be read to its end; nothing was reported.
+            SettingsError: `source_root` is no directory, or a row belongs to another zone than the store holds.
+        """
+        located = None if self.source_root is None else SourceRoot(self.source_root).located
+        checker = RowChecker(self.descriptor, self.partition, located)
+        first, files = 1, 0
+        report.is_temporary = spool.holds
+        with tempfile.SpooledTemporaryFile(_BAD_ROWS_IN_MEMORY) as bad:
+            for part in (part for one in inputs for part in one.parts()):
+                report.manifests.append((first, part.name))
+                for values in part.rows(spool):
+                    anyio.from_thread.check_cancelled()
+                    rows = self.look_at(checker.check_all(first, values))
+                    plan.add(rows.good)
+                    _keep(bad, rows.bad)
+                    first += len(values)
+                    files += len(rows.good) + len(rows.bad)
+                    planned(first - 1)
+            report.files = files
+            for row in _kept(bad):
+                report.fail(Failure.of_bad_row(row))
+        return plan.finish()
+
+
+def _keep(file: IO[bytes], rows: list[BadRow]) -> None:
+    for row in rows:
+        pickle.dump(row, file)
+
+
+def _kept(file: IO[bytes]) -> Iterator[BadRow]:
+    end = file.tell()
+    file.seek(0)
+    while file.tell() < end:
+        row: BadRow = pickle.load(file)  # noqa: S301 - written above
+        yield row
