@@ -19,14 +19,16 @@ SIGMA = 0.9
 MAX_BYTES = 512 << 10
 FILES_A_DIRECTORY = 1000
 KINDS = ("json", "html", "txt", "py", "bin")
+INCOMPRESSIBLE = "bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files under a directory, and the manifest that names them."""
+    """Files under a directory, the manifest that names them, and one of those that can be compressed."""
 
     directory: Path
     manifest: Path
+    compressible: Path
     files: int
     size: int
 
@@ -42,7 +44,7 @@ class Texts:
 
     def of(self, kind: str, size: int) -> bytes:
         """Return about `size` bytes of a kind."""
-        if kind == "bin":
+        if kind == INCOMPRESSIBLE:
             return self._chance.randbytes(size)
         if kind == "py":
             return self._slice(size)
@@ -84,4 +86,7 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
         rows.append({"uid": f"{kind}/{number:07}.{kind}", "created_at": f"{DAY}T{clock}Z", "source_path": str(path)})
     manifest = directory / "manifest.json"
     manifest.write_text(json.dumps(rows), encoding="utf-8")
-    return Corpus(directory / "files", manifest, files, total)
+    compressible = directory / "compressible.json"
+    texts_only = [row for row in rows if not row["uid"].startswith(INCOMPRESSIBLE)]
+    compressible.write_text(json.dumps(texts_only), encoding="utf-8")
+    return Corpus(directory / "files", manifest, compressible, files, total)

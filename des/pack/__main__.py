@@ -16,14 +16,13 @@ from rich.console import Console
 
 from des.console import run_command, say, write_bytes, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
-from des.pack.choosing import chosen_inputs
+from des.pack.choosing import AUTO_DICTIONARY, NO_DICTIONARY, chosen_inputs, compression_of
 from des.pack.dry_run import dry_run
 from des.pack.partition import Partition
 from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
-from des.shard.codecs import CodecName, Compression
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
     from des.settings import Settings
+    from des.shard.codecs import CodecName
     from des.storage.protocol import Storage
 
 _SIZE = TypeAdapter(ByteSize)
@@ -108,6 +108,13 @@ class SizeType(click.ParamType[int]):
     "--level", type=click.IntRange(1, 22), help="zstd 1 to 22 (default 3); lz4 1 to 12 (default 1, the fast mode)."
 )
 @click.option(
+    "--dictionary",
+    default=NO_DICTIONARY,
+    show_default=True,
+    metavar="none|auto|FILE",
+    help="zstd dictionary for small files: auto looks whether one pays, and keeps or trains it; FILE is one of `zstd --train`.",
+)
+@click.option(
     "--on-conflict",
     default="error",
     show_default=True,
@@ -144,6 +151,7 @@ def pack_command(
     n_bits: int | None,
     codec: CodecName,
     level: int | None,
+    dictionary: str,
     on_conflict: OnConflict,
     errors: Path | None,
     metrics_file: Path | None,
@@ -162,7 +170,8 @@ def pack_command(
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
         inputs=inputs,
-        compression=Compression(codec, level),
+        compression=compression_of(codec, level, dictionary),
+        finds_dictionary=dictionary == AUTO_DICTIONARY,
         on_conflict=on_conflict,
         n_bits=settings.n_bits if n_bits is None else n_bits,
         max_segment_bytes=max_shard_size,

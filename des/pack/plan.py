@@ -29,6 +29,8 @@ _INDEX_MASK = (1 << MAX_N_BITS) - 1
 # Holds all it takes to count the shards.
 _BY_SHARD = "CREATE INDEX rows_by_shard ON rows (shard, number, size)"
 _SHARDS = "SELECT shard, COUNT(*), COALESCE(SUM(size), 0) FROM rows GROUP BY shard ORDER BY shard"
+# Golden-ratio hashing of the row numbers (Knuth, TAOCP vol. 3, 6.4): spread evenly over the run, and in an order that has nothing to do with the rows.
+_DRAWN = "SELECT number FROM rows ORDER BY ((number & 0x7fffffff) * 2654435761) & 0xffffffff, number LIMIT ?"
 _COLUMNS = "number, uid, created_at, source, size, content_type, metadata"
 # One sort of all rows answers for all shards; asking each for itself takes longer, and hardly any run has such rows.
 _HAS_REPEATED = "SELECT EXISTS (SELECT 1 FROM rows GROUP BY shard, uid HAVING COUNT(*) > 1)"
@@ -123,6 +125,10 @@ class Plan:
         """Return some rows by their numbers, in that order."""
         query = f"SELECT {_COLUMNS} FROM rows WHERE number = ?"  # noqa: S608 - constants
         return [_planned(*self._connection.execute(query, (number,)).fetchone()) for number in numbers]
+
+    def drawn(self, limit: int) -> list[int]:
+        """Return the numbers of up to `limit` rows from all over the run, the same ones each time."""
+        return [number for (number,) in self._connection.execute(_DRAWN, (limit,))]
 
     def repeated(self, shard: PlannedShard) -> list[tuple[int, int]]:
         """Return the rows of a shard whose file stood in the manifest before: (row number, its how-manieth time), by the latter."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -19,6 +19,8 @@ from des.pack.intake import Intake
 from des.pack.packer import pack_shard
 from des.pack.plan import Plan, PlannedShard
 from des.pack.remote import RemoteSources
+from des.pack.report import DictionaryUse
+from des.pack.sampling import find_dictionary
 from des.pack.spool import Spool
 from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
@@ -57,6 +59,7 @@ class PackJob:
         threads: worker threads for reading and compressing.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
         partition: the share of the shards to pack; None: all of them.
+        finds_dictionary: whether to look for a dictionary that pays; `compression` has none then.
         source_root: the directory that sources must lie in; None: anywhere.
     """
 
@@ -70,6 +73,7 @@ class PackJob:
     single_writer: bool = False
     partition: Partition | None = None
     source_root: Path | None = None
+    finds_dictionary: bool = False
 
 
 class Progress:
@@ -113,7 +117,9 @@ async def pack(
                 descriptor = await _open_for_writing(storage, job, expected)
                 progress.begin(sum(shard.rows for shard in shards))
                 remote = RemoteSources(buckets, job.memory // 8)
-                await _pack_shards(storage, job, plan, descriptor, shards, report, progress, remote)
+                work = [(shard, _identity(descriptor, shard)) for shard in shards]
+                compression = await _compression(storage, job, plan, work, report, remote)
+                await _pack_shards(storage, job, plan, compression, work, report, progress, remote)
         report.is_complete = True
     finally:
         report.seconds = round(time.monotonic() - started, 3)
@@ -153,18 +159,46 @@ async def _open_for_writing(storage: Storage, job: PackJob, expected: Descriptor
     return descriptor
 
 
+def _identity(descriptor: Descriptor, shard: PlannedShard) -> Identity:
+    return Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
+
+
+async def _compression(
+    storage: Storage,
+    job: PackJob,
+    plan: Plan,
+    work: Sequence[tuple[PlannedShard, Identity]],
+    report: Report,
+    remote: RemoteSources,
+) -> Compression:
+    """Return how the run compresses, with the dictionary that was found where one was to be found."""
+    given = job.compression.dictionary
+    if given is not None:
+        report.dictionary = DictionaryUse("given", len(given))
+    if not job.finds_dictionary:
+        return job.compression
+    choice = await find_dictionary(storage, plan, work, remote, job.compression, job.max_segment_bytes)
+    if choice.dictionary is None:
+        report.dictionary = DictionaryUse()
+        return job.compression
+    report.dictionary = DictionaryUse(
+        "reused" if choice.is_known else "trained", len(choice.dictionary), choice.saved_bytes
+    )
+    return replace(job.compression, dictionary=choice.dictionary)
+
+
 async def _pack_shards(
     storage: Storage,
     job: PackJob,
     plan: Plan,
-    descriptor: Descriptor,
-    shards: Sequence[PlannedShard],
+    compression: Compression,
+    work: Sequence[tuple[PlannedShard, Identity]],
     report: Report,
     progress: Progress,
     remote: RemoteSources,
 ) -> None:
     options = Options(
-        compression=job.compression,
+        compression=compression,
         on_conflict=job.on_conflict,
         max_segment_bytes=job.max_segment_bytes,
         max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
@@ -181,8 +215,8 @@ async def _pack_shards(
 
     reporting = anyio.CapacityLimiter(1)
 
-    async def pack_one(shard: PlannedShard) -> None:
-        identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
+    async def pack_one(item: tuple[PlannedShard, Identity]) -> None:
+        shard, identity = item
         report.shards += 1
         async for outcome in pack_shard(workshop, identity, shard):
             if outcome.tally.failures:
@@ -194,4 +228,4 @@ async def _pack_shards(
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
 
-    await run_all(pack_one, shards, SHARDS_AT_ONCE)
+    await run_all(pack_one, work, SHARDS_AT_ONCE)
