@@ -248,15 +248,18 @@ def show(corpus: Corpus, found: dict[str, Measured], share: float) -> None:
     base = found[TAR]
     for title, one in found.items():
         wall, cpu = statistics.median(one.wall), statistics.median(one.cpu)
+        files, size = corpus.files, corpus.size
+        if title in {TAR_TEXTS, AUTO_TEXTS}:
+            files, size = corpus.compressible_files, corpus.compressible_size
         table.add_row(
             title,
-            f"{corpus.files / wall:,.0f}",
-            f"{corpus.size / wall / 1e6:,.0f}",
+            f"{files / wall:,.0f}",
+            f"{size / wall / 1e6:,.0f}",
             f"{cpu:,.1f}",
-            f"{cpu / corpus.files * 1e6:,.0f}",
+            f"{cpu / files * 1e6:,.0f}",
             f"{one.peak:,.0f}",
             f"{one.size / 1e6:,.1f}",
-            f"{_ratio(base, one):.2f}",
+            f"{_ratio(base, one) * files / corpus.files:.2f}",
         )
     Console(width=150).print(table)
     rows = [
@@ -266,8 +269,8 @@ def show(corpus: Corpus, found: dict[str, Measured], share: float) -> None:
         Row("peak memory of des-pack", found[DES].peak, "MiB", BUDGET_MIB),
     ]
     if {TAR_TEXTS, AUTO_TEXTS} <= found.keys():
-        size = found[AUTO_TEXTS].size / found[TAR_TEXTS].size
-        rows.append(Row("size of des-pack --dictionary auto to tar | zstd, no .bin", size, "times", BUDGET_SIZE))
+        ratio = found[AUTO_TEXTS].size / found[TAR_TEXTS].size
+        rows.append(Row("size of des-pack --dictionary auto to tar | zstd, no .bin", ratio, "times", BUDGET_SIZE))
     print_table("budget", rows)
     print(f"Others used {share:.0%} of this machine meanwhile.")
 

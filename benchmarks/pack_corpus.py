@@ -31,6 +31,8 @@ class Corpus:
     compressible: Path
     files: int
     size: int
+    compressible_files: int
+    compressible_size: int
 
 
 class Texts:
@@ -71,7 +73,7 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
     chance = random.Random(seed)
     texts = Texts(chance)
     rows = []
-    total = 0
+    total = compressible_total = 0
     for number in range(files):
         folder = directory / "files" / f"{number // FILES_A_DIRECTORY:04}"
         if number % FILES_A_DIRECTORY == 0:
@@ -82,6 +84,7 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
         path = folder / f"{number:07}.{kind}"
         path.write_bytes(content)
         total += len(content)
+        compressible_total += 0 if kind == INCOMPRESSIBLE else len(content)
         clock = f"{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}"
         rows.append({"uid": f"{kind}/{number:07}.{kind}", "created_at": f"{DAY}T{clock}Z", "source_path": str(path)})
     manifest = directory / "manifest.json"
@@ -89,4 +92,4 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
     compressible = directory / "compressible.json"
     texts_only = [row for row in rows if not row["uid"].startswith(INCOMPRESSIBLE)]
     compressible.write_text(json.dumps(texts_only), encoding="utf-8")
-    return Corpus(directory / "files", manifest, compressible, files, total)
+    return Corpus(directory / "files", manifest, compressible, files, total, len(texts_only), compressible_total)

@@ -122,6 +122,11 @@ class SizeType(click.ParamType[int]):
     help="What to do where other content holds a uid and day.",
 )
 @click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the plan and what is done of it in this file: the same command again goes on where it stopped, manifests unread.",
+)
+@click.option(
     "--errors",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write failed rows here, one JSON object a line.",
@@ -153,6 +158,7 @@ def pack_command(
     level: int | None,
     dictionary: str,
     on_conflict: OnConflict,
+    state: Path | None,
     errors: Path | None,
     metrics_file: Path | None,
     is_dry_run: bool,
@@ -166,6 +172,7 @@ def pack_command(
     Of a directory or an archive, uid is the path in it and created_at the time of the last change. Running the same command again is safe: what is
     there already is skipped. Failed rows go to stderr, one JSON object a line, which can be packed again as a manifest.
     """
+    _check_dry(state, is_dry_run=is_dry_run)
     settings = resolve_target(output)
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
@@ -180,6 +187,7 @@ def pack_command(
         single_writer=settings.single_writer,
         partition=None if partition is None else Partition.parse(partition),
         source_root=source_root,
+        state=state,
     )
     console = Console(stderr=True)
     report = Report(store="")
@@ -206,10 +214,26 @@ def pack_command(
         _show(found, console, as_json=as_json)
     elif not is_dry_run:
         _conclude(report, console, as_json=as_json, quiet=quiet)
+    _tell_done_before(report)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
         return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+def _check_dry(state: Path | None, *, is_dry_run: bool) -> None:
+    if state is not None and is_dry_run:
+        raise click.UsageError("--dry-run writes nothing, a state file neither; leave --state away.")
+
+
+def _tell_done_before(report: Report) -> None:
+    """Say how much of a run an earlier one had done, as the state file says and the store proves."""
+    if 0 < report.shards_done_before == report.shards and report.is_complete:
+        say("the state file is that of a finished run, and the store holds all of it: nothing was left to do.")
+    elif report.shards_done_before:
+        say(
+            f"{report.shards_done_before:,} of {report.shards:,} shards were done before, as the state file says and the store proves."
+        )
 
 
 def _work_of(

@@ -56,6 +56,12 @@ class Archive:
         """See `Input`."""
         yield self
 
+    def identity(self) -> str:
+        """See `Part`."""
+        raise ManifestError(
+            f"the archive {self.name} is unpacked for one run only; --state needs manifests or a directory."
+        )
+
     def rows(self, spool: Spool) -> Iterator[list[object]]:
         """Unpack into the spool, and yield a row for each file.
 

@@ -62,6 +62,9 @@ class Failure:
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
+Origin = Literal["none", "given", "trained", "reused"]
+
+
 @dataclass(frozen=True, slots=True)
 class DictionaryUse:
     """What came of `--dictionary`.
@@ -72,7 +75,7 @@ class DictionaryUse:
         saved_bytes: what it saves over the run, its own size in each segment counted, as the sample tells; 0 for one that was given.
     """
 
-    origin: Literal["none", "given", "trained", "reused"] = "none"
+    origin: Origin = "none"
     size: int = 0
     saved_bytes: int = 0
 
@@ -127,6 +130,7 @@ class Report:
     objects_written: int = 0
     seconds: float = 0.0
     dictionary: DictionaryUse | None = None
+    shards_done_before: int = 0
     errors: TextIO | None = None
     shown: TextIO | None = None
     statuses: Counter[Status] = field(default_factory=Counter)

@@ -128,6 +128,7 @@ class Run:
         source_root: Path | None = None,
         buckets: SourceBuckets | None = None,
         finds_dictionary: bool = False,
+        state: Path | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
@@ -142,6 +143,7 @@ class Run:
             partition=partition,
             source_root=source_root,
             finds_dictionary=finds_dictionary,
+            state=state,
         )
         await pack(storage, job, self.report, self.progress, buckets)
 
