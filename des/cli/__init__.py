@@ -17,6 +17,7 @@ _VERBS = {
     "ls": "des.cli.ls:ls",
     "locate": "des.cli.locate:locate",
     "verify": "des.cli.verify:verify",
+    "export": "des.cli.export:export",
     "serve": "des.cli.serve:serve",
     "keys": "des.cli.keys:keys",
     "sign": "des.cli.sign:sign",
