@@ -28,7 +28,7 @@ from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -86,6 +86,22 @@ PACK_SECONDS = Instrument("des_pack_seconds_total", "counter", "Seconds spent pa
 PACK_SUCCESS = Instrument(
     "des_pack_last_success_timestamp_seconds", "gauge", "When a run last packed all its files, in seconds since 1970"
 )
+MAINTENANCE_COUNTS = Instrument(
+    "des_maintenance_counts_total",
+    "counter",
+    "What a maintenance command came to, as its JSON counts it",
+    ("verb", "what"),
+)
+MAINTENANCE_SECONDS = Instrument(
+    "des_maintenance_seconds_total", "counter", "Seconds spent in a maintenance command", ("verb",)
+)
+MAINTENANCE_SUCCESS = Instrument(
+    "des_maintenance_last_success_timestamp_seconds",
+    "gauge",
+    "When a maintenance command last ended with status 0, in seconds since 1970",
+    ("verb",),
+)
+MAINTENANCE = (MAINTENANCE_COUNTS, MAINTENANCE_SECONDS, MAINTENANCE_SUCCESS)
 
 INSTRUMENTS = (
     RETRIEVALS,
@@ -105,6 +121,7 @@ INSTRUMENTS = (
     PACK_BYTES,
     PACK_SECONDS,
     PACK_SUCCESS,
+    *MAINTENANCE,
 )
 
 
@@ -178,10 +195,10 @@ class _Registry:
             self._loop = None
             self.hand_over()
 
-    def set(self, instrument: Instrument, value: float) -> None:
+    def set(self, instrument: Instrument, value: float, *labels: str) -> None:
         gauge = self._gauges.get(instrument.name)
         if gauge is not None:
-            gauge.set(value)
+            (gauge.labels(*labels) if labels else gauge).set(value)
 
     def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
         if not self._times:
@@ -243,8 +260,8 @@ def process_ended(pid: int) -> None:
     mark_process_dead(pid)  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 
-def write_file(path: Path) -> None:
-    """Write the instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
+def write_file(path: Path, instruments: Sequence[Instrument] = INSTRUMENTS) -> None:
+    """Write instruments to a file, for the textfile collector of a node exporter; replaced as a whole.
 
     Those of the process and the interpreter are left out: the node exporter has its own of the same names, and would refuse all.
 
@@ -253,15 +270,17 @@ def write_file(path: Path) -> None:
     """
     from prometheus_client import REGISTRY, write_to_textfile  # noqa: PLC0415 - as in `activate`
 
-    names = [one.name + ending for one in INSTRUMENTS for ending in ("", "_bucket", "_count", "_sum")]
+    names = [one.name + ending for one in instruments for ending in ("", "_bucket", "_count", "_sum")]
     write_to_textfile(str(path), REGISTRY.restricted_registry(names))
 
 
-def value_in_file(path: Path, instrument: Instrument) -> float | None:
-    """Return what a file that `write_file` wrote says of an instrument without labels; None where it says nothing."""
+def value_in_file(path: Path, instrument: Instrument, *labels: str) -> float | None:
+    """Return what a file that `write_file` wrote says of an instrument with these labels; None where it says nothing."""
+    pairs = ",".join(f'{name}="{value}"' for name, value in zip(instrument.labels, labels, strict=True))
+    series = f"{instrument.name}{{{pairs}}} " if pairs else f"{instrument.name} "
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return next((float(line.split()[1]) for line in lines if line.startswith(f"{instrument.name} ")), None)
+        return next((float(line.split()[1]) for line in lines if line.startswith(series)), None)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -314,6 +333,21 @@ def packing_took(seconds: float) -> None:
 def packing_succeeded(at: float) -> None:
     """Note when a pack last packed all its files, in seconds since 1970."""
     _registry.set(PACK_SUCCESS, at)
+
+
+def maintenance_counted(verb: str, what: str, count: int) -> None:
+    """Count what a maintenance command came to."""
+    _registry.add(MAINTENANCE_COUNTS, count, verb, what)
+
+
+def maintenance_took(verb: str, seconds: float) -> None:
+    """Count the time of a maintenance command."""
+    _registry.add(MAINTENANCE_SECONDS, seconds, verb)
+
+
+def maintenance_succeeded(verb: str, at: float) -> None:
+    """Note when a maintenance command last ended with status 0, in seconds since 1970."""
+    _registry.set(MAINTENANCE_SUCCESS, at, verb)
 
 
 class CacheCounts(Protocol):

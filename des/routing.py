@@ -158,6 +158,14 @@ def _parse_text(text: str) -> datetime:
     return _aware(instant, text).astimezone(UTC)
 
 
+def is_day(text: str) -> bool:
+    """Tell whether a text is a day as keys have it: YYYYMMDD."""
+    try:
+        return parse_day(text) == text
+    except InvalidRequestError:
+        return False
+
+
 def parse_day(value: date | str) -> str:
     """Return a day as YYYYMMDD.
 

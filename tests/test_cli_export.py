@@ -126,6 +126,11 @@ def test_a_list_names_what_is_wanted(tmp_path: Path, store: Path, run: Callable[
     assert [(member.pax_headers["DES.uid"], content) for member, content in members_of(archive)] == [
         (uid, CONTENTS[uid]) for uid, _ in wanted
     ]
+    table = tmp_path / "wanted.csv"
+    table.write_text(
+        "".join(f"{uid},{TIMES[at % 3]}\n" for uid, at in [("uid", 0), *wanted]).replace(TIMES[0], "created_at", 1)
+    )
+    assert run("export", "--input", table, "--store", store) == (0, archive, "")
     lines = err.splitlines()
     assert len(lines) == 5
     assert sum("missing" in line for line in lines) == 1

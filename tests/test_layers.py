@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"errors", "settings"},
     "console": {"errors", "settings", "logs"},
     "pack": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console"},
-    "http": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console"},
+    "lifecycle": {"errors", "routing", "settings", "tasks", "shard", "storage", "storage.opening", "store", "pack"},
+    "http": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console", "lifecycle"},
     "cli": {
         "__init__", "errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console",
-        "pack", "http",
+        "pack", "http", "lifecycle",
     },
     "__init__": {"errors", "routing", "settings", "store"},
     "__main__": {"console", "cli"},

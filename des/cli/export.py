@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from des.settings import Settings
     from des.store import FoundFile, Store
 
+# What a manifest has to have here.
+_COLUMNS = ("uid", "created_at")
 _STRETCH_BYTES = 4 << 20
 _STRETCH_FILES = 256
 _LOOKUPS_AT_ONCE = 64
@@ -76,7 +78,7 @@ async def _export(settings: Settings, days: Sequence[str], manifests: Sequence[s
     async with open_store(settings) as store:
         await store.check()
         names = (
-            _of_manifests([Manifests(name, settings=settings) for name in manifests])
+            _of_manifests([Manifests(name, settings=settings, columns=_COLUMNS) for name in manifests])
             if manifests
             else _of_days(store, days)
         )

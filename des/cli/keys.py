@@ -16,7 +16,9 @@ def keys() -> None:
 
 @keys.command("new", short_help="Make a key.")
 @click.option("--id", "key_id", help="1 to 64 letters, digits, - or _. Default: random.")
-@click.option("--action", "actions", multiple=True, help="read, list or batch; repeatable. Default: all.")
+@click.option(
+    "--action", "actions", multiple=True, help="read, list, batch or delete; repeatable. Default: all but delete."
+)
 @click.option("--prefix", "prefixes", multiple=True, help="What uids must begin with; repeatable. Default: any uid.")
 @click.option("--expires", metavar="T", help="RFC 3339 time or date. Default: never.")
 @click.option("--rate", type=float, help="Requests a second, in each worker. Default: any.")
@@ -30,7 +32,7 @@ def new(
     signing: bool,
 ) -> None:
     """Make a key: its line for the keys file on stdout, and on stderr, this once, the secret to give to its holder."""
-    from des.http.keys import ACTIONS, new_api_key, new_signing_key  # noqa: PLC0415 - the web framework, for this verb alone
+    from des.http.keys import READING, new_api_key, new_signing_key  # noqa: PLC0415 - the web framework, for this verb alone
 
     key_id = key_id or secrets.token_hex(4)
     given = {"actions": list(actions), "prefixes": list(prefixes), "expires": expires, "rate": rate}
@@ -39,6 +41,6 @@ def new(
         write_line(new_signing_key(key_id, limits))
         say("the line holds the secret itself: only the service and those who sign may read it.")
         return
-    token, line = new_api_key(key_id, {"actions": list(ACTIONS), **limits})
+    token, line = new_api_key(key_id, {"actions": list(READING), **limits})
     write_line(line)
     say(f"the key, shown this once: {token}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
+from des.cli.measuring import measured, tell_counts
 from des.cli.options import json_option, settings_for, store_option
 from des.cli.presenting import exact_size, human_size, write_fields
 from des.console import say, visible, write_line
@@ -66,6 +67,7 @@ class _Outcome:
 @click.option("--since", metavar="DATE", help="Only days from this one on.")
 @json_option
 @store_option
+@measured("verify")
 def verify(
     dates: tuple[str, ...], sample: float, seed: int | None, since: str | None, as_json: bool, store: str | None
 ) -> int:
@@ -79,6 +81,7 @@ def verify(
     sampling = Sampling(sample, secrets.randbits(32) if seed is None else seed) if sample < 1 else Sampling()
     task = _Task(dates or None, since, sampling)
     outcome = anyio.run(partial(_verify, settings, task))
+    tell_counts(_json(outcome))
     if not outcome.report.shards:
         say("there are no shards to verify.")
     if as_json:

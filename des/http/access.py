@@ -7,7 +7,8 @@ Rules:
 2. The decision is made before routing and before anything is read. No credentials, or an API key that is unknown, wrong or expired:
    401. A known key that may not do this, and a signed URL that is altered, expired or of an unknown key: 403. Past its rate: 429.
 3. What a request does follows from its raw path and query, as routing takes them: one file is `read`, files of a day and shards are
-   `list`, `/batch` is `batch`, `/openapi.json` needs any good key. Any other path, and any other method on a file, is for keys without limits.
+   `list`, `/batch` is `batch`, `/openapi.json` needs any good key. `DELETE` of a file is `delete`, which no key has unless its line says so. Any other path, and any
+   other method on a file, is for keys that may read everything.
 4. Prefixes hold for the uid as it is decoded for reading, so `%2F` gains nothing. A uid with a `.` or `..` segment is refused to a key with
    prefixes, since somebody on the way may resolve it to another path; a uid that is not UTF-8 is refused to everybody (400).
    A key with prefixes can neither list nor batch: both reach past a prefix.
@@ -66,8 +67,8 @@ class Deed:
     """What a request is about to do.
 
     Attributes:
-        action: `read`, `list`, `batch`; `any` needs any good key, `other` one without limits.
-        uid: the file of a `read`.
+        action: `read`, `list`, `batch`, `delete`; `any` needs any good key, `other` one that may read everything.
+        uid: the file of a `read` or `delete`.
     """
 
     action: str
@@ -234,6 +235,8 @@ def _deed_of(scope: Scope, path: bytes, below_files: bytes | None) -> Deed:
     method = scope["method"]
     if method in _READING and below_files is not None:
         return _deed_on_files(below_files, scope["query_string"])
+    if method == "DELETE" and below_files is not None:
+        return Deed("delete", parse_file_address(below_files, scope["query_string"]).uid)
     decoded = unquote(path.decode("latin-1"))
     if method in _READING and decoded.startswith("/shards/"):
         return Deed("list")
@@ -260,7 +263,7 @@ def _parameter_names(query: bytes) -> frozenset[str]:
 
 
 def _allows(key: Key, deed: Deed) -> bool:
-    if deed.action == "any" or key.is_unlimited:
+    if deed.action == "any" or (key.is_unlimited and deed.action != "delete"):
         return True
     if deed.action not in key.actions:
         return False

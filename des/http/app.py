@@ -20,6 +20,7 @@ from des.http import openapi
 from des.http.access import OPEN_PATHS, AccessControl, kept_fresh
 from des.http.addressing import names_listing, path_below_files, raw_path
 from des.http.batch import BatchEndpoint, takes_content
+from des.http.deleting import ByMethod, DeleteEndpoint
 from des.http.exchange import ExchangeMiddleware
 from des.http.files import FileEndpoint
 from des.http.keys import KeysFile
@@ -95,13 +96,13 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
         service,
         access,
         routes=[
-            _FilesRoute(openapi.FILE.path, FileEndpoint(service), methods=openapi.FILE.methods, middleware=limited),
+            _files_route(service, limited, deleting=access is not None),
             _FilesOfDayRoute(
                 openapi.FILES.path, FilesOfDayEndpoint(service), methods=openapi.FILES.methods, middleware=limited
             ),
             _route(openapi.SHARDS, ShardsOfDayEndpoint(service), limited),
             _route(openapi.BATCH, BatchEndpoint(service), limited),
-            _route(openapi.OPENAPI, _openapi),
+            _route(openapi.OPENAPI, _openapi_with_deletion if access else _openapi),
             *([] if has_admin_port else probing),
         ],
         lifespan=lifespan,
@@ -109,6 +110,15 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     app.state.service = service
     app.state.admin = _Application(service, None, routes=probing) if has_admin_port else None
     return app
+
+
+def _files_route(service: Service, middleware: Sequence[Middleware], *, deleting: bool) -> Route:
+    endpoint: ASGIApp = FileEndpoint(service)
+    methods = list(openapi.FILE.methods)
+    if deleting:
+        endpoint = ByMethod(endpoint, DeleteEndpoint(service))
+        methods += openapi.DELETE_FILE.methods
+    return _FilesRoute(openapi.FILE.path, endpoint, methods=methods, middleware=middleware)
 
 
 def _route(operation: openapi.Operation, endpoint: Callable[..., Any], middleware: Sequence[Middleware] = ()) -> Route:
@@ -171,3 +181,7 @@ async def _metrics(_request: Request) -> Response:
 
 async def _openapi(_request: Request) -> Response:
     return JSONResponse(openapi.document())
+
+
+async def _openapi_with_deletion(_request: Request) -> Response:
+    return JSONResponse(openapi.document(deleting=True))

@@ -6,7 +6,7 @@
 1. An *API key* is the secret `ID.SECRET`, of which the file has the SHA-256 only: with 256 random bits there is nothing to guess,
    so that a slow hash would add nothing. `des keys new` makes both.
 2. A *signing key* signs and verifies URLs (see `signing`), so the file has its secret: keep the file from others' eyes.
-3. `actions`: `read` (a file), `list` (files of a day, shards), `batch`. `prefixes`: what the decoded uid must begin with; absent: any.
+3. `actions`: `read` (a file), `list` (files of a day, shards), `batch`, `delete` (a file). `prefixes`: what the decoded uid must begin with; absent: any.
    `expires`: RFC 3339 time or date; absent: never. `rate`: requests a second, in each worker; absent: any.
 4. Ids are unique, so a key is replaced by adding its successor, moving the clients over, and deleting its line.
 5. The file is read again when it changes. One that cannot be read or understood changes nothing: the keys stay as they were, and the
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-ACTIONS: Final = ("read", "list", "batch")
+READING: Final = ("read", "list", "batch")
+ACTIONS: Final = (*READING, "delete")
 SECRET_BYTES: Final = 32
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -71,8 +72,8 @@ class Key:
 
     @property
     def is_unlimited(self) -> bool:
-        """Whether it may do everything there is."""
-        return self.prefixes is None and self.actions.issuperset(ACTIONS)
+        """Whether it may read everything there is."""
+        return self.prefixes is None and self.actions.issuperset(READING)
 
     def is_expired(self, now: float) -> bool:
         """Tell whether it is good no more."""

@@ -283,7 +283,40 @@ OPENAPI: Final = Operation(
     {"200": _json("OpenAPI 3.1.", {"type": "object"})},
     {"431": _BAD_REQUEST["431"]},
 )
+_DELETE_ANSWERS: Final = {"204": {"description": "Deleted; readers go on serving it for up to `DES_INDEX_TTL`."}}
+_DELETE_PROBLEMS: Final = {
+    **_BAD_REQUEST,
+    **_DAMAGED,
+    **_UNAVAILABLE,
+    "404": "Proven: there is no such file.",
+    "409": "Other writers kept changing the same file.",
+    "410": "It had been deleted before.",
+}
+DELETE_FILE: Final = Operation(
+    "/files/{uid}",
+    ("DELETE",),
+    "deleteFile",
+    "Delete a file, with a key that may.",
+    _DELETE_ANSWERS,
+    _DELETE_PROBLEMS,
+    FILE.parameters[:2],
+)
+DELETE_FILE_BY_QUERY: Final = Operation(
+    "/files",
+    ("DELETE",),
+    "deleteFileByQuery",
+    "Delete a file, in the spelling that survives proxies which rewrite paths.",
+    _DELETE_ANSWERS,
+    _DELETE_PROBLEMS,
+    [
+        _parameter("query", "uid", "The file's uid.", _UID, required=True),
+        _parameter("query", "created_at", _CREATED_AT, _INSTANT, required=True),
+    ],
+)
+
 OPERATIONS: Final = (FILE, FILES, SHARDS, BATCH, HEALTH, READY, METRICS, OPENAPI)
+# Only where access control is on.
+DELETING: Final = (DELETE_FILE, DELETE_FILE_BY_QUERY)
 
 _SCHEMAS: Final[Json] = {
     "Problem": _object(
@@ -326,11 +359,12 @@ _SCHEMAS: Final[Json] = {
 }
 
 
-def document() -> Json:
-    """Return the OpenAPI document."""
+def document(*, deleting: bool = False) -> Json:
+    """Return the OpenAPI document; `deleting` where files can be deleted."""
     paths: Json = {}
-    for operation in OPERATIONS:
-        paths[operation.path] = {method.lower(): operation.document(method.lower()) for method in operation.methods}
+    for operation in (*OPERATIONS, *(DELETING if deleting else ())):
+        described = {method.lower(): operation.document(method.lower()) for method in operation.methods}
+        paths.setdefault(operation.path, {}).update(described)
     return {
         "openapi": "3.1.0",
         "info": {"title": "DES: Data Easy Store", "version": VERSION},

@@ -18,7 +18,8 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,16 +34,16 @@ from des.errors import (
     StorageError,
 )
 from des.shard.layout import COMMIT_LOG_LENGTH, NAME_BYTES, Identity
-from des.shard.tables import HeadTables
+from des.shard.tables import Condemned, HeadTables
 from des.shard.writing import encode_head
 from des.storage.descriptor import require_descriptor
 from des.storage.protocol import IfAbsent, IfVersion
-from des.store.heads import WholeHead, read_whole_head, whole_head
+from des.store.heads import WholeHead, load_head, read_whole_head, whole_head
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from des.storage.protocol import Storage
+    from des.storage.protocol import PutMode, Storage
 
 # How often others may win, and how often the storage may fail otherwise: the storage has tried again by itself before it says so.
 MAX_ATTEMPTS = 40
@@ -81,17 +82,32 @@ async def open_shard(storage: Storage, identity: Identity) -> WholeHead:
         CorruptShardError: the head is damaged; a damaged head is never a base.
         StorageError: the storage is unwell.
     """
-    try:
-        return await read_whole_head(storage, identity)
-    except ObjectNotFoundError:
-        pass
-    if (await storage.list_level(identity.segment_prefix)).objects:
-        return await _read_again(storage, identity)
+    found = await find_shard(storage, identity)
+    if found is not None:
+        return found
     head = await _make_head(storage, identity)
     descriptor = await require_descriptor(storage)
     if descriptor.n_bits_on(identity.date) != identity.n_bits:
         raise SettingsError(f"n_bits of {identity.date} has just been changed; run again.")
     return head
+
+
+async def find_shard(storage: Storage, identity: Identity) -> WholeHead | None:
+    """Read a shard's head as a base for writing; None: there is no such shard.
+
+    Raises:
+        LostHeadError: there are segments but no head.
+        ConflictError: the shard is being removed.
+        CorruptShardError: the head is damaged; a damaged head is never a base.
+        StorageError: the storage is unwell.
+    """
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError:
+        pass
+    if (await storage.list_level(identity.segment_prefix)).objects:
+        return await require_shard(storage, identity)
+    return None
 
 
 async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
@@ -109,12 +125,37 @@ async def _make_head(storage: Storage, identity: Identity) -> WholeHead:
     return whole_head(identity, empty, version)
 
 
+async def require_shard(storage: Storage, identity: Identity) -> WholeHead:
+    """Read the head of a shard that is there. Errors as for `find_shard`; LostHeadError also where the shard is gone."""
+    try:
+        return await read_whole_head(storage, identity)
+    except ObjectNotFoundError as error:
+        raise lost_head(identity) from error
+
+
 def lost_head(identity: Identity) -> LostHeadError:
     """Return the error that names a lost head and its cure."""
-    shard = f"{identity.date}/{identity.shard_hex}"
+    shard = identity.shard_name
     return LostHeadError(
         f"shard {shard} has segments, but its head {identity.head_key} is gone; run `des repair {shard}` before writing to it."
     )
+
+
+async def are_usable(storage: Storage, head: WholeHead, names: Iterable[bytes]) -> bool:
+    """Tell whether uploaded segments may be swapped into a head: each is still there, and none is condemned.
+
+    Raises:
+        StorageError: the storage is unwell.
+    """
+    condemned = {item.name for item in head.tables.condemned}
+    for name in names:
+        if name in condemned:
+            return False
+        try:
+            await storage.head(head.identity.segment_key(name))
+        except ObjectNotFoundError:
+            return False
+    return True
 
 
 async def swap(
@@ -149,7 +190,7 @@ async def swap(
         if failure is not None:
             longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** len(tried))
             await pause(random.uniform(0, longest))  # noqa: S311 - jitter
-            head = await _read_again(storage, base.identity)
+            head = await require_shard(storage, base.identity)
             if tried.intersection(head.tables.commit_log):
                 return Swapped(head.tables, written=True)
             _check_history(head, base)
@@ -179,11 +220,36 @@ async def swap(
             return Swapped(tables, written=True)
 
 
-async def _read_again(storage: Storage, identity: Identity) -> WholeHead:
-    try:
-        return await read_whole_head(storage, identity)
-    except ObjectNotFoundError as error:
-        raise lost_head(identity) from error
+async def close_shard(storage: Storage, identity: Identity, since: int) -> str:
+    """Swap in an empty head that condemns all segments and that no writer may change any more: the beginning of a shard's removal.
+
+    Args:
+        storage: the store's place.
+        identity: the shard. Where it has no head, a closed one is made, so that nobody makes another kind meanwhile.
+        since: microseconds since 1970.
+
+    Returns:
+        The version of the closed head.
+
+    Raises:
+        CorruptShardError: the head is damaged.
+        ConflictError: others kept changing the head; run again.
+        StorageError: the storage is unwell.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        tables = HeadTables(generation=0, lineage=new_name())
+        mode: PutMode = IfAbsent()
+        with suppress(ObjectNotFoundError):
+            loaded = await load_head(storage, identity)
+            if loaded.head.is_closed:
+                return loaded.version
+            tables, mode = loaded.head.tables, IfVersion(loaded.version)
+        going = [Condemned(ref.name, since) for ref in tables.segments]
+        empty = HeadTables(tables.generation, tables.lineage, commit_log=tables.commit_log)
+        closed = replace(empty, condemned=(*tables.condemned, *going)).committed(new_name())
+        with suppress(PreconditionFailedError):  # read again: who was first, or whether this was the echo of a success
+            await storage.put(identity.head_key, encode_head(identity, closed, b"", closed=True), mode)
+    raise ConflictError(f"{identity.head_key} was replaced by others {MAX_ATTEMPTS} times in a row; run again.")
 
 
 def _check_history(head: WholeHead, base: WholeHead) -> None:

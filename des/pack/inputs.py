@@ -30,11 +30,11 @@ import anyio.to_thread
 from des.errors import ManifestError, ObjectNotFoundError
 from des.pack.manifest_json import json_array, json_lines
 from des.pack.manifest_streams import naming_of, reading, sniffed_format, unpacked
-from des.pack.manifest_tables import csv_rows, parquet_rows
+from des.pack.manifest_tables import REQUIRED_COLUMNS, csv_rows, parquet_rows
 from des.storage.opening import open_storage, resolve_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import IO
 
     from _typeshed import WriteableBuffer
@@ -51,9 +51,11 @@ _S3 = "s3://"
 _PATTERN = frozenset("*?[")
 _POLL_MILLISECONDS = 200
 
-_READERS: dict[Format, Callable[[io.BufferedReader, str], Iterator[list[object]]]] = {
+_JSON_READERS: dict[Format, Callable[[io.BufferedReader, str], Iterator[list[object]]]] = {
     "json": json_array,
     "jsonl": json_lines,
+}
+_TABLE_READERS: dict[Format, Callable[[io.BufferedReader, str, Sequence[str]], Iterator[list[object]]]] = {
     "csv": csv_rows,
     "parquet": parquet_rows,
 }
@@ -107,22 +109,24 @@ class Manifests:
         name: as it was given.
         only_json: the content is JSON, an array or lines, whatever the name says.
         settings: of the endpoint that has the objects; None where no name begins with s3://.
+        columns: what a table must have.
     """
 
     name: str
     only_json: bool = False
     settings: Settings | None = None
+    columns: Sequence[str] = REQUIRED_COLUMNS
 
     def parts(self) -> Iterator[Part]:
         """See `Input`."""
         if self.name == STDIN:
-            yield _StandardInput(self.only_json)
+            yield _StandardInput(self.only_json, self.columns)
         elif self.name.startswith(_S3):
             for key in self._keys():
-                yield _S3Object(key, self.only_json, self.settings)
+                yield _S3Object(key, self.only_json, self.columns, self.settings)
         else:
             for path in self._paths():
-                yield _File(path, self.only_json)
+                yield _File(path, self.only_json, self.columns)
 
     def _paths(self) -> list[Path]:
         path = Path(self.name)
@@ -163,6 +167,7 @@ def _is_named_as_manifest(name: str) -> bool:
 class _File:
     path: Path
     only_json: bool
+    columns: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -175,12 +180,13 @@ class _File:
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - sources lie where the rows say
         with reading(self.name), self.path.open("rb") as file:
-            yield from _rows_of(file, self.name, only_json=self.only_json)
+            yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class _StandardInput:
     only_json: bool
+    columns: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -191,13 +197,14 @@ class _StandardInput:
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
         with reading(self.name), closing(standard_input()) as file:
-            yield from _rows_of(file, self.name, only_json=self.only_json)
+            yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class _S3Object:
     address: str
     only_json: bool
+    columns: Sequence[str]
     settings: Settings | None
 
     @property
@@ -212,21 +219,18 @@ class _S3Object:
             _ask_s3(_copy_object, self.address, self.settings, copy)
             copy.seek(0)
             with open(copy.fileno(), "rb", closefd=False) as file:
-                yield from _rows_of(file, self.name, only_json=self.only_json)
+                yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
-def _rows_of(file: IO[bytes], name: str, *, only_json: bool) -> Iterator[list[object]]:
+def _rows_of(file: IO[bytes], name: str, *, only_json: bool, columns: Sequence[str]) -> Iterator[list[object]]:
     naming = naming_of(name)
     stream = unpacked(file, naming.packing, sniff=naming.format is None)
     form = naming.format
-    if form is None or (only_json and form not in _JSON_FORMATS):
+    if form is None or (only_json and form not in _JSON_READERS):
         form = sniffed_format(stream) or ("json" if only_json else "jsonl")
         if only_json and form != "jsonl":
             form = "json"
-    return _READERS[form](stream, name)
-
-
-_JSON_FORMATS: frozenset[Format] = frozenset({"json", "jsonl"})
+    return _JSON_READERS[form](stream, name) if form in _JSON_READERS else _TABLE_READERS[form](stream, name, columns)
 
 
 class _Terminable(io.RawIOBase):

@@ -21,7 +21,7 @@ from des.pack.manifest import MAX_ROW_BYTES, READ_BYTES, TOO_LONG, UnreadableRow
 from des.pack.manifest_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 COLUMNS = ("uid", "created_at", "source_path", "size_bytes", "content_type", "metadata")
 REQUIRED_COLUMNS = ("uid", "created_at", "source_path")
@@ -63,12 +63,15 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
 
-def csv_rows(stream: io.BufferedReader, name: str) -> Iterator[list[object]]:
+def csv_rows(
+    stream: io.BufferedReader, name: str, required: Sequence[str] = REQUIRED_COLUMNS
+) -> Iterator[list[object]]:
     """Yield the rows of a CSV file.
 
     Args:
         stream: the manifest, unpacked.
         name: for messages.
+        required: the columns it must have.
 
     Raises:
         ManifestError: it has no header line, or one that lacks a column or has one twice.
@@ -82,7 +85,7 @@ def csv_rows(stream: io.BufferedReader, name: str) -> Iterator[list[object]]:
     if header is None:
         raise ManifestError(f"the manifest {name} is empty; CSV needs a header line such as {','.join(COLUMNS)}.")
     header = [column.strip() for column in header]
-    _check_columns(header, name)
+    _check_columns(header, name, required)
     places = [(column, header.index(column)) for column in COLUMNS if column in header]
     values: list[object] = []
     first_line = reader.line_num + 1
@@ -121,8 +124,8 @@ def _csv_value(fields: list[str], places: list[tuple[str, int]]) -> object:
     return _with_metadata(value)
 
 
-def _check_columns(header: list[str], name: str) -> None:
-    missing = [column for column in REQUIRED_COLUMNS if column not in header]
+def _check_columns(header: list[str], name: str, required: Sequence[str]) -> None:
+    missing = [column for column in required if column not in header]
     if missing:
         raise ManifestError(f"the manifest {name} has no column {' and no column '.join(missing)}.")
     twice = next((column for column in header if column and header.count(column) > 1), None)
@@ -143,7 +146,9 @@ def _with_metadata(value: dict[str, object]) -> object:
 # ---- Parquet ------------------------------------------------------------------------------------------------------------------------
 
 
-def parquet_rows(stream: io.BufferedReader, name: str) -> Iterator[list[object]]:
+def parquet_rows(
+    stream: io.BufferedReader, name: str, required: Sequence[str] = REQUIRED_COLUMNS
+) -> Iterator[list[object]]:
     """Yield the rows of a Parquet file. Arguments as for `csv_rows`.
 
     Raises:
@@ -160,7 +165,7 @@ def parquet_rows(stream: io.BufferedReader, name: str) -> Iterator[list[object]]
         try:
             parquet = pyarrow.parquet.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
             header = list(parquet.schema_arrow.names)
-            _check_columns(header, name)
+            _check_columns(header, name, required)
             columns = [column for column in COLUMNS if column in header]
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
                 lists = [_parquet_column(pyarrow, column) for column in batch.columns]

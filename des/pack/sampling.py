@@ -119,7 +119,7 @@ async def known_dictionaries(storage: Storage, shards: Sequence[Identity]) -> li
     step = max(1, len(shards) // _SHARDS_ASKED)
     for identity in shards[::step]:
         try:
-            tables = (await load_head(storage, identity)).head.tables  # type: ignore[union-attr]  # None only with `unless`
+            tables = (await load_head(storage, identity)).head.tables
             ref = next((ref for ref in reversed(tables.segments) if ref.dictionary is not None), None)
             if ref is not None and ref.dictionary is not None and ref.dictionary.content_hash not in found:
                 found[ref.dictionary.content_hash] = await _read(storage, identity, ref)

@@ -173,12 +173,9 @@ async def is_proven(storage: Storage, identity: Identity, done: Done) -> bool:
         StorageError: the storage is unwell.
     """
     try:
-        loaded = await load_head(storage, identity)
+        tables = (await load_head(storage, identity)).head.tables
     except (ObjectNotFoundError, CorruptShardError):
         return False
-    if loaded is None:  # only where a version was named
-        return False
-    tables = loaded.head.tables
     listed = {ref.name for ref in tables.segments}
     is_same = tables.lineage == done.lineage and tables.generation >= done.generation
     return is_same and listed.issuperset(done.segments)

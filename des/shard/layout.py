@@ -34,7 +34,8 @@ one in its entry, the dictionary its hash16 in the tables. Parts follow each oth
 an object of any other.
 
     0   4   incompat feature flags: a reader that does not know one refuses
-    4   4   ro_compat feature flags: a writer that does not know one refuses
+    4   4   ro_compat feature flags: a writer that does not know one refuses. 1 closed: the shard is being removed, its head is empty, and
+            nothing may be added to it any more
     8   4   directory count
     12  4   length of the tables
     16  16  stamp: id of the last commit (head), zero (segment); it makes the last 64 bytes of a head differ at every commit
@@ -141,6 +142,8 @@ COMMIT_LOG_LENGTH = 64
 NAME_BYTES = 16
 SECONDS_A_DAY = 86_400
 MAX_U48 = (1 << 48) - 1
+
+RO_COMPAT_CLOSED = 1
 
 # One suffix read of this length is the whole tail of a shard of up to a million files.
 TAIL_READ_BYTES = 64 << 10
@@ -302,6 +305,11 @@ class Identity:
     def head_key(self) -> str:
         """Key of the shard's head."""
         return head_key(self.date, self.shard_hex)
+
+    @property
+    def shard_name(self) -> str:
+        """`YYYYMMDD/HH`, as people and commands name a shard."""
+        return f"{self.date}/{self.shard_hex}"
 
     @property
     def segment_prefix(self) -> str:

@@ -38,7 +38,7 @@ class Addition:
 
 
 def merge(
-    tables: HeadTables, entries: Buffer, additions: Sequence[Addition], committed_at: int
+    tables: HeadTables, entries: Buffer, additions: Sequence[Addition], committed_at: int, *, leaving: int = 0
 ) -> tuple[HeadTables, bytes]:
     """Add segments to a head; an added entry takes the place of one with the same file_id.
 
@@ -47,6 +47,7 @@ def merge(
         entries: all its encoded entries, sorted.
         additions: the segments; a file_id stands in at most one of them.
         committed_at: microseconds since 1970.
+        leaving: how many segments are about to leave the head, so that they do not count.
 
     Returns:
         The new tables, of the same generation (see `HeadTables.committed`), and all entries.
@@ -55,7 +56,7 @@ def merge(
         ShardFullError: more segments or content types than a shard takes.
         CorruptShardError: an entry that is replaced contradicts the head's tables.
     """
-    check_limit(len(tables.segments) + len(additions), MAX_SEGMENTS, "segments")
+    check_limit(len(tables.segments) + len(additions) - leaving, MAX_SEGMENTS, "segments")
     types = {text: number for number, text in enumerate(tables.content_types, start=1)}
     incoming: list[bytes] = []
     for number, addition in enumerate(additions, start=len(tables.segments)):

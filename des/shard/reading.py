@@ -18,7 +18,7 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-from des.errors import CorruptShardError, UnsupportedFormatError
+from des.errors import ConflictError, CorruptShardError, UnsupportedFormatError
 from des.shard.chunking import is_large, seek_table_bytes
 from des.shard.layout import (
     CHECKSUM_AT_END,
@@ -31,6 +31,7 @@ from des.shard.layout import (
     KEY,
     MAX_TAIL_BYTES,
     MAX_U48,
+    RO_COMPAT_CLOSED,
     Buffer,
     Codec,
     Entry,
@@ -249,12 +250,22 @@ class Head:
         """
         _check_tiling(self.directory, HEADER.size, self.tail.start, self.tables.files + self.tables.deleted)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the shard is being removed, so that nothing may be added to it."""
+        return self.tail.ro_compat & RO_COMPAT_CLOSED != 0
+
     def check_writable(self) -> None:
         """Check that this release may write on this head.
 
         Raises:
+            ConflictError: the shard is being removed.
             UnsupportedFormatError: it uses features that writers must know.
         """
+        if self.is_closed:
+            raise ConflictError(
+                f"shard {self.identity.shard_name} is being removed by `des expire`; run again when that has finished."
+            )
         unknown = self.tail.ro_compat & ~KNOWN_RO_COMPAT
         if unknown:
             raise UnsupportedFormatError(

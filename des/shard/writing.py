@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from des.shard.catalog import RowDraft, draft_row, encode_chunks
+from des.shard.catalog import draft_row, encode_chunks
 from des.shard.layout import (
     CHECKSUM_AT_END,
     DIRECTORY_ITEM,
@@ -16,6 +16,7 @@ from des.shard.layout import (
     HEADER,
     MAX_CONTENT_TYPES,
     NAME_BYTES,
+    RO_COMPAT_CLOSED,
     TAIL_READ_BYTES,
     VERSION,
     Buffer,
@@ -31,6 +32,7 @@ from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables, check_l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from des.shard.catalog import CatalogRow, RowDraft
     from des.shard.chunking import LargePayload
     from des.shard.codecs import Encoder
 
@@ -172,7 +174,37 @@ class SegmentWriter:
     def add_tombstone(self, file_id: bytes, deleted_hash: bytes, deleted_at: int) -> None:
         """Add a tombstone: the file's id and content hash and the time of its deletion are all that is kept."""
         fields = (0, Codec.NONE, Flag.DELETED, 0, 0, self._generation, deleted_at)
-        draft = draft_row(file_id, deleted_hash, *fields, None, b"", b"")
+        self._append_tombstone(draft_row(file_id, deleted_hash, *fields, None, b"", b""))
+
+    def carry(self, row: CatalogRow, payload: Payload | LargePayload | None = None) -> None:
+        """Add a row of another segment as it is, with its generation; its stored bytes, if it has any, are the next to be written.
+
+        Args:
+            row: a file or a tombstone.
+            payload: what is stored now, where the file was encoded anew.
+        """
+        entry = row.entry
+        stored = payload or entry
+        fields = (stored.codec, entry.flags, stored.stored_size, entry.raw_size, row.generation, row.created_at)
+        draft = draft_row(
+            entry.file_id,
+            entry.content_hash,
+            stored.checksum,
+            *fields,
+            row.content_type,
+            row.uid.encode(),
+            row.metadata,
+        )
+        if entry.deleted:
+            self._append_tombstone(draft)
+        else:
+            self.extend([draft])
+
+    def supersede(self, names: Iterable[bytes]) -> None:
+        """Name further segments that this one, with those finished before it, takes the place of."""
+        self._superseded += tuple(names)
+
+    def _append_tombstone(self, draft: RowDraft) -> None:
         row = draft.placed(0, 0)
         self.row_bytes += len(row)
         self._rows.append(row)
@@ -208,23 +240,31 @@ class SegmentWriter:
 
 
 def encode_tail(
-    identity: Identity, kind: Kind, tables: bytes, directory: Sequence[bytes], start: int, stamp: bytes
+    identity: Identity,
+    kind: Kind,
+    tables: bytes,
+    directory: Sequence[bytes],
+    start: int,
+    stamp: bytes,
+    *,
+    ro_compat: int = 0,
 ) -> bytes:
     """Return the tail of an object whose earlier parts have `start` bytes."""
     parts = b"".join([identity.encode(kind), tables, *directory])
     length = len(parts) + FOOTER.size
-    fields = (0, 0, len(directory), len(tables), stamp, length, start + length, VERSION, kind)
+    fields = (0, ro_compat, len(directory), len(tables), stamp, length, start + length, VERSION, kind)
     unsigned = parts + FOOTER.pack(*fields, 0, FOOTER_MAGIC)[:-CHECKSUM_AT_END]
     return unsigned + checksum64(unsigned).to_bytes(8, "little") + FOOTER_MAGIC
 
 
-def encode_head(identity: Identity, tables: HeadTables, entries: Buffer) -> bytes:
+def encode_head(identity: Identity, tables: HeadTables, entries: Buffer, *, closed: bool = False) -> bytes:
     """Return a whole head.
 
     Args:
         identity: the shard.
         tables: what it says besides its entries.
         entries: all encoded entries sorted by file_id.
+        closed: no writer may change it any more.
 
     Raises:
         ShardFullError: more files, segments or content types than a shard takes.
@@ -238,7 +278,8 @@ def encode_head(identity: Identity, tables: HeadTables, entries: Buffer) -> byte
         page = view[start : start + page_bytes]
         item = (bytes(page[:16]), checksum64(page), HEADER.size + start, len(page), len(page) // ENTRY_BYTES, 0)
         directory.append(DIRECTORY_ITEM.pack(*item))
-    tail = encode_tail(identity, Kind.HEAD, encoded, directory, HEADER.size + len(view), stamp)
+    flags = RO_COMPAT_CLOSED if closed else 0
+    tail = encode_tail(identity, Kind.HEAD, encoded, directory, HEADER.size + len(view), stamp, ro_compat=flags)
     return b"".join([identity.encode(Kind.HEAD), view, tail])
 
 

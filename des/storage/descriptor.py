@@ -20,8 +20,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from des.errors import InvalidRequestError, ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
-from des.routing import MAX_N_BITS, MIN_N_BITS, parse_day
+from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
+from des.routing import MAX_N_BITS, MIN_N_BITS, is_day
 from des.storage.protocol import IfAbsent
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ _VERSION = 1
 _MAX_BYTES = 1 << 20
 _FIRST_DAY = "00010101"
 _STORE_ID_BYTES = 16
+
+
+class NewerDescriptorError(SettingsError):
+    """The descriptor is of a newer format: not damaged, and nothing to be restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Descriptor:
             if value["format"] != "des":
                 raise SettingsError(f"{DESCRIPTOR_KEY} is not the descriptor of a DES store.")
             if value["version"] != _VERSION:
-                raise SettingsError(
+                raise NewerDescriptorError(
                     f"the store is of format version {value['version']}; this release knows {_VERSION}: upgrade DES."
                 )
             held = value["index_range"]
@@ -157,19 +161,12 @@ class Descriptor:
             len(self.store_id) == _STORE_ID_BYTES
             and days[:1] == [_FIRST_DAY]
             and days == sorted(set(days))
-            and all(_is_day(day) for day in days)
+            and all(is_day(day) for day in days)
             and all(MIN_N_BITS <= n_bits <= MAX_N_BITS for n_bits in bits)
             and 0 <= held.start <= held.end < 1 << held.n_bits
         )
         if not sound:
             raise SettingsError(f"{DESCRIPTOR_KEY} says impossible things; restore it with `des init STORE --adopt`.")
-
-
-def _is_day(day: str) -> bool:
-    try:
-        return parse_day(day) == day
-    except InvalidRequestError:
-        return False
 
 
 async def read_descriptor(storage: Storage) -> Descriptor | None:
@@ -219,7 +216,7 @@ async def ensure_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
 
 
 async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
-    if any(_is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
+    if any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
         # Looked for once more: another writer may just have made it, and its first shards.
         descriptor = await read_descriptor(storage)
         if descriptor is None:

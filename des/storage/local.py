@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import aiofiles.threadpool
@@ -31,7 +32,7 @@ from des.errors import (
 )
 from des.storage.locks import KeyLocks
 from des.storage.open_files import VERSION_BYTES, Descriptor, DescriptorCache, OwnedFile, version_tag
-from des.storage.paths import LOCKS_DIRECTORY, key_of, path_of, scan_backwards, scan_level
+from des.storage.paths import LOCKS_DIRECTORY, key_of, path_of, scan_backwards, scan_level, scan_temporaries
 from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, Suffix
 from des.storage.publishing import Directories, PendingFile
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.storage.paths import Entry
-    from des.storage.protocol import ObjectWriter, Purpose, PutMode
+    from des.storage.protocol import Leftover, ObjectWriter, Purpose, PutMode
 
 INLINE_BYTES = 256 * 1024
 PIECE_BYTES = 256 * 1024
@@ -216,6 +217,36 @@ class LocalStorage:
             except _NO_FILE:
                 return
         self._directories.settle(path.parent)
+
+    async def now(self) -> datetime:
+        """Ask the file system for the time, by a file that is made and removed: it may be another machine's."""
+        with self._translated("", "write"):
+            return await to_thread.run_sync(self._now)
+
+    def _now(self) -> datetime:
+        if not self._base.is_dir():
+            return datetime.now(UTC)
+        pending = PendingFile(self._base / "now", self._directories)
+        try:
+            return pending.create_and_tell_time()
+        finally:
+            pending.discard()
+
+    async def list_leftovers(self) -> AsyncIterator[Leftover]:
+        """List unfinished files; lock files are none, and stay."""
+        with self._translated("", "list"):
+            leftovers = await to_thread.run_sync(scan_temporaries, self._base)
+        for leftover in leftovers:
+            yield leftover
+
+    async def discard(self, leftover: Leftover) -> None:
+        """Remove an unfinished file, and the directories that it leaves empty."""
+        with self._translated(leftover.key, "delete"):
+            await to_thread.run_sync(self._discard, self._base / leftover.key)
+
+    def _discard(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._directories.prune(path.parent)
 
     async def check_conditional_writes(self, key: str) -> None:
         """Prove with a second process that locks hold here, and on `key` that conditions do."""

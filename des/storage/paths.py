@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from des.errors import InvalidRequestError
-from des.storage.protocol import Level, ObjectInfo
+from des.storage.protocol import Leftover, Level, ObjectInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +78,30 @@ def scan_backwards(base: Path, prefix: str) -> list[Entry]:
     entries = _scan(base, prefix)
     entries.reverse()
     return entries
+
+
+def scan_temporaries(base: Path) -> list[Leftover]:
+    """List all unfinished files below a base directory. Blocks.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
+    found: list[Leftover] = []
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(base / prefix) as entries:
+            for entry in entries:
+                key = prefix + entry.name
+                if key == LOCKS_DIRECTORY:
+                    continue
+                with suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{key}/")
+                    elif entry.name.startswith(TEMPORARY_PREFIX):
+                        began = datetime.fromtimestamp(entry.stat().st_mtime, UTC)
+                        found.append(Leftover(key, entry.name, began))
+    return sorted(found, key=lambda leftover: leftover.key)
 
 
 def _scan(base: Path, prefix: str) -> list[Entry]:

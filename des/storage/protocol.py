@@ -54,6 +54,21 @@ class Suffix:
 
 
 @dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a write that was broken off left behind: a temporary file, or the parts of an upload. No listing shows it.
+
+    Attributes:
+        key: the object that was being written, as far as the storage knows it.
+        token: what the storage knows the leftover by.
+        began: when the write began or last went on, by the storage's own clock.
+    """
+
+    key: str
+    token: str
+    began: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Level:
     """One level of a listing: the objects directly under a prefix, and the prefixes below it, each ending in a slash."""
 
@@ -172,6 +187,15 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Delete an object; deleting what is not there is done already."""
+
+    async def now(self) -> datetime:
+        """Return the time by the clock that `modified` and `began` are told by."""
+
+    def list_leftovers(self) -> AsyncIterator[Leftover]:
+        """List what broken-off writes left behind, and what is being written right now: only their age tells the two apart."""
+
+    async def discard(self, leftover: Leftover) -> None:
+        """Remove a leftover; one that is gone is removed already. Whoever is still writing it fails."""
 
     async def check_conditional_writes(self, key: str) -> None:
         """Prove that two writers here cannot both win: the condition for sharing the store between writers.

@@ -17,6 +17,7 @@ import os
 import secrets
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from des.storage.paths import TEMPORARY_PREFIX
@@ -128,6 +129,16 @@ class PendingFile:
         """
         with self._step:
             self._create()
+
+    def create_and_tell_time(self) -> datetime:
+        """Create the temporary file, and return when that was by the file system's clock.
+
+        Raises:
+            OSError: that failed.
+        """
+        self.create()
+        with self._step:
+            return datetime.fromtimestamp(os.fstat(self._open_number()).st_mtime, UTC)
 
     def write(self, pieces: Iterable[bytes]) -> None:
         """Append bytes; the first ones create the file.

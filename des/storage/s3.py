@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC
+from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageDeniedError, StorageUnavailableError
-from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, Suffix
+from des.storage.protocol import IfAbsent, IfVersion, Leftover, Level, ObjectInfo, Overwrite, Suffix
 from des.storage.s3_endpoint import acquire_endpoint, release_endpoint
 from des.storage.s3_errors import Failure, failure_of_reply, required
 from des.storage.s3_multipart import body_of, open_upload
@@ -205,6 +207,51 @@ class S3Storage:
                 "delete",
                 subject,
                 lambda: self._client.delete_object(Bucket=subject.bucket, Key=subject.key, **self._payer),
+            )
+        except ObjectNotFoundError:
+            return
+
+    async def now(self) -> datetime:
+        """See `Storage.now`: the Date of a reply (RFC 9110 section 6.6.1)."""
+        subject = self._requests.subject("", "list")
+        reply = await self._requests.call(
+            "head", subject, lambda: self._client.head_bucket(Bucket=subject.bucket, **self._payer)
+        )
+        headers = required(required(reply, "ResponseMetadata", subject), "HTTPHeaders", subject)
+        try:
+            return parsedate_to_datetime(required(headers, "date", subject)).astimezone(UTC)
+        except ValueError as error:
+            raise StorageUnavailableError(
+                f"{self.endpoint.options.name} does not tell the time in its replies."
+            ) from error
+
+    async def list_leftovers(self) -> AsyncIterator[Leftover]:
+        """See `Storage.list_leftovers`: uploads that are neither completed nor aborted."""
+        subject = self._requests.subject("", "list")
+        asked: dict[str, Any] = {"Bucket": subject.bucket, "Prefix": self.config.root, **self._payer}
+        while True:
+            request = partial(self._client.list_multipart_uploads, **asked)
+            page = await self._requests.call("list_uploads", subject, request)
+            for item in page.get("Uploads", []):
+                key = item["Key"].removeprefix(self.config.root)
+                yield Leftover(key, item["UploadId"], item["Initiated"].astimezone(UTC))
+            last = (asked.get("KeyMarker"), asked.get("UploadIdMarker"))
+            asked |= {"KeyMarker": page.get("NextKeyMarker", ""), "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+            if not page.get("IsTruncated"):
+                return
+            if (asked["KeyMarker"], asked["UploadIdMarker"]) in {last, ("", "")}:
+                raise StorageUnavailableError(f"{self.endpoint.options.name} broke off its listing of {subject}.")
+
+    async def discard(self, leftover: Leftover) -> None:
+        """See `Storage.discard`."""
+        subject = self._requests.subject(leftover.key, "delete")
+        try:
+            await self._requests.call(
+                "abort_upload",
+                subject,
+                lambda: self._client.abort_multipart_upload(
+                    Bucket=subject.bucket, Key=subject.key, UploadId=leftover.token, **self._payer
+                ),
             )
         except ObjectNotFoundError:
             return

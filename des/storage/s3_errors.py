@@ -261,11 +261,14 @@ def _of_client_error(error: botocore.exceptions.ClientError, subject: Subject) -
     return failure_of_reply(status, code, str(details.get("Message") or "") if code else "", subject, headers)
 
 
+_GONE_UPLOAD = ("delete", "NoSuchUpload")
+
+
 def _absent(code: str, subject: Subject) -> Failure:
     status = HTTPStatus.NOT_FOUND
     if code == "NoSuchKey" and subject.access == "write" and subject.conditional:
         return Failure(PreconditionFailedError(f"{subject} does not exist, so it is at no version."), status=status)
-    if code == "NoSuchKey" or (subject.access == "head" and not code):
+    if code == "NoSuchKey" or (subject.access == "head" and not code) or (subject.access, code) == _GONE_UPLOAD:
         return Failure(ObjectNotFoundError(f"there is no object {subject}."), status=status)
     # A 404 that is no S3 error document comes from something else at this address: no proof that the object is absent.
     sentence = (

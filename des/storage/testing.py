@@ -207,10 +207,17 @@ class Scheduler:
         trace: the schedule so far, one line per call.
     """
 
-    def __init__(self, seed: int) -> None:
-        """Begin an empty schedule."""
+    def __init__(self, seed: int, persistence: float = 0.0) -> None:
+        """Begin an empty schedule.
+
+        Args:
+            seed: what decides.
+            persistence: how likely, from 0 to 1, whoever went last goes on: long strides find what even ones do not, and the other way round.
+        """
         self.seed = seed
         self.trace: list[str] = []
+        self._persistence = persistence
+        self._last: _Participant | None = None
         self._random = Random(seed)  # noqa: S311 - replayable, not secret
         self._participants: dict[str, _Participant] = {}
 
@@ -269,7 +276,10 @@ class Scheduler:
             (participant, parked) for participant in self._participants.values() for parked in participant.parked
         ]
         if waiting:
-            participant, parked = self._random.choice(waiting)
+            again = [one for one in waiting if one[0] is self._last]
+            goes_on = bool(self._persistence and again) and self._random.random() < self._persistence
+            participant, parked = self._random.choice(again if goes_on else waiting)
+            self._last = participant
             participant.parked.remove(parked)
             participant.running += 1
             self.trace.append(parked.line)

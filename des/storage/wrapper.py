@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+    from datetime import datetime
 
-    from des.storage.protocol import Level, ObjectInfo, ObjectWriter, Purpose, PutMode, Storage, Suffix
+    from des.storage.protocol import Leftover, Level, ObjectInfo, ObjectWriter, Purpose, PutMode, Storage, Suffix
 
 Verb = Literal[
     "read_suffix",
@@ -31,6 +32,9 @@ Verb = Literal[
     "list_level",
     "list",
     "delete",
+    "now",
+    "list_leftovers",
+    "discard",
     "check_conditional_writes",
 ]
 
@@ -167,6 +171,23 @@ class StorageWrapper:
         """See `Storage.delete`."""
         async with self.around(Call("delete", key)):
             await self.inner.delete(key)
+
+    async def now(self) -> datetime:
+        """See `Storage.now`."""
+        async with self.around(Call("now", "")):
+            return await self.inner.now()
+
+    async def list_leftovers(self) -> AsyncIterator[Leftover]:
+        """See `Storage.list_leftovers`. Unlike there, all of it is held at once."""
+        async with self.around(Call("list_leftovers", "")):
+            leftovers = [leftover async for leftover in self.inner.list_leftovers()]
+        for leftover in leftovers:
+            yield leftover
+
+    async def discard(self, leftover: Leftover) -> None:
+        """See `Storage.discard`."""
+        async with self.around(Call("discard", leftover.key)):
+            await self.inner.discard(leftover)
 
     async def check_conditional_writes(self, key: str) -> None:
         """See `Storage.check_conditional_writes`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
 from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
@@ -99,6 +99,10 @@ class LoadedHead:
         return entry
 
 
+@overload
+async def load_head(storage: Storage, identity: Identity) -> LoadedHead: ...
+@overload
+async def load_head(storage: Storage, identity: Identity, *, unless: str | None) -> LoadedHead | None: ...
 async def load_head(storage: Storage, identity: Identity, *, unless: str | None = None) -> LoadedHead | None:
     """Read and check the tail of a shard's head.
 
@@ -174,6 +178,15 @@ async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes
     return page
 
 
+class Placed(NamedTuple):
+    """Where a head says a file lies, in terms that hold for every head of the shard: two that are equal mean the same row."""
+
+    segment: bytes
+    offset: int
+    flags: int
+    content_hash: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class WholeHead:
     """A verified head with all its entries: a base for writing.
@@ -202,12 +215,25 @@ class WholeHead:
         """Return the entry of a file, None where it has none."""
         return find_entry(self.entries, file_id)
 
+    def placed(self, file_id: bytes) -> Placed | None:
+        """Return where a file lies, None where it has no entry."""
+        entry = self.find(file_id)
+        if entry is None:
+            return None
+        return Placed(self.tables.segments[entry.segment].name, entry.offset, entry.flags, entry.content_hash)
 
-async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
+
+async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: bool = True) -> WholeHead:
     """Read a head and verify all of it.
+
+    Args:
+        storage: the store's place.
+        identity: the shard.
+        for_writing: it shall be a base for writing.
 
     Raises:
         ObjectNotFoundError: there is none.
+        ConflictError: nothing may be written to the shard any more, and that is what it is read for.
         CorruptShardError: any part of it is damaged, or it is another shard's.
         UnsupportedFormatError: it uses features this release may not write.
         StorageError: the storage is unwell.
@@ -215,13 +241,14 @@ async def read_whole_head(storage: Storage, identity: Identity) -> WholeHead:
     suffix = await storage.read_suffix(identity.head_key, MAX_HEAD_BYTES)
     if suffix is None or len(suffix.data) != suffix.total_size:
         raise CorruptShardError(f"{identity.head_key} is longer than any head.")
-    return whole_head(identity, suffix.data, suffix.version)
+    return whole_head(identity, suffix.data, suffix.version, for_writing=for_writing)
 
 
-def whole_head(identity: Identity, encoded: bytes, version: str) -> WholeHead:
+def whole_head(identity: Identity, encoded: bytes, version: str, *, for_writing: bool = True) -> WholeHead:
     """Verify all of a head's bytes.
 
     Raises:
+        ConflictError: nothing may be written to the shard any more, and that is what it is read for.
         CorruptShardError: any part of it is damaged, or it is another shard's.
         UnsupportedFormatError: it uses features this release may not write.
     """
@@ -232,7 +259,8 @@ def whole_head(identity: Identity, encoded: bytes, version: str) -> WholeHead:
             raise CorruptShardError("its header is another shard's.")
         head = Head(parse_tail(data, len(data)), identity)
         head.check_structure()
-        head.check_writable()
+        if for_writing:
+            head.check_writable()
         for ref in head.directory.refs():
             if ref.object_number:
                 raise CorruptShardError("its pages lie in other objects, which only a newer release writes.")

@@ -18,13 +18,14 @@ from des.errors import (
     PreconditionFailedError,
     StorageUnavailableError,
 )
-from des.routing import FILE_ID_BYTES, file_id, parse_day
+from des.routing import FILE_ID_BYTES, file_id, is_day, parse_day
 from des.shard.codecs import guess_content_type
 from des.shard.layout import ENTRY_BYTES, Entry, Identity, decode_entry, from_microseconds
 from des.shard.reading import check_page_order
 from des.store.fileinfo import FileInfo
 from des.store.found import DEFAULT_CONTENT_TYPE
 from des.store.heads import named, read_page
+from des.store.shards import identity_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -63,11 +64,7 @@ def parse_cursor(after: str | None) -> bytes:
 async def days_of(storage: Storage) -> list[str]:
     """Return the days (YYYYMMDD) that have shards, in order."""
     level = await storage.list_level("")
-    return [
-        day
-        for day in (prefix.rstrip("/") for prefix in level.prefixes)
-        if len(day) == len("YYYYMMDD") and day.isdecimal()
-    ]
+    return [day for day in (prefix.rstrip("/") for prefix in level.prefixes) if is_day(day)]
 
 
 async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[Identity]:
@@ -84,38 +81,34 @@ async def shards_of(storage: Storage, descriptor: Descriptor, day: str) -> list[
     for prefix in level.prefixes:
         key = f"{prefix.removesuffix('/')}.des"
         if key not in keys:
-            keys.add(await _late_head(storage, prefix, key))
+            keys |= await _late_head(storage, prefix, key)
     shards = []
     for key in sorted(keys):
-        identity = _identity(descriptor, day, n_bits, key.removeprefix(f"{day}/").removesuffix(".des"))
+        identity = identity_at(descriptor, day, key.removeprefix(f"{day}/").removesuffix(".des"))
         if identity is None or identity.head_key != key:
             raise CorruptShardError(f"{key}: no shard of a day with n_bits {n_bits} has this key.")
         shards.append(identity)
     return shards
 
 
-async def _late_head(storage: Storage, prefix: str, key: str) -> str:
+async def _late_head(storage: Storage, prefix: str, key: str) -> set[str]:
     """Return the key of a head that a listing lacks although it has segments: a listing of many pages can miss a shard's beginning.
+
+    Some stores list a prefix for a while when the last object below it has gone; then there is no such shard, and no key.
 
     Raises:
         LostHeadError: the head is not there.
     """
     try:
-        return (await storage.head(key)).key
+        return {(await storage.head(key)).key}
     except ObjectNotFoundError as error:
+        if not (await storage.list_level(prefix)).objects:
+            return set()
         raise _lost_head(prefix) from error
 
 
 def _lost_head(prefix: str) -> LostHeadError:
     return LostHeadError(f"{prefix} holds segments but its head is gone; run `des repair {prefix.rstrip('/')}`.")
-
-
-def _identity(descriptor: Descriptor, day: str, n_bits: int, digits: str) -> Identity | None:
-    try:
-        index = int(digits, 16)
-    except ValueError:
-        return None
-    return Identity(descriptor.store_id, day, n_bits, index) if 0 <= index < 1 << n_bits else None
 
 
 async def list_day(

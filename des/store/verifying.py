@@ -16,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,22 +23,24 @@ import anyio.to_thread
 
 from des.errors import CorruptShardError, ObjectNotFoundError, StorageUnavailableError, UnsupportedFormatError
 from des.routing import parse_day
-from des.shard.layout import NAME_BYTES, Identity
 from des.storage.wrapper import StorageWrapper
 from des.store.checking import Flaw, Sampling, check_head
 from des.store.findings import CondemnedSegment, Damage, Progress, VerifyReport
 from des.store.heads import read_whole_head
 from des.store.listing import days_of
 from des.store.segment_check import READS_AT_ONCE, Listing, SegmentCheck, Tools, sentence_of
+from des.store.shards import find_shards, segment_name
 from des.tasks import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
+    from des.shard.layout import Identity
     from des.storage.descriptor import Descriptor
     from des.storage.protocol import ObjectInfo, Storage
     from des.storage.wrapper import Call, Tally
     from des.store.heads import WholeHead
+    from des.store.shards import FoundShard
     from des.store.store import Store
 
 __all__ = ["CondemnedSegment", "Damage", "Progress", "Sampling", "VerifyReport", "verify"]
@@ -85,13 +86,13 @@ async def verify(
     progress = progress or Progress()
     total = VerifyReport(days=len(chosen))
     storage = _Counting(store.storage, progress)
-    shards: list[_Shard] = []
+    shards: list[FoundShard] = []
     for day in chosen:
         shards += await _survey(storage, descriptor, day, total)
     progress.found(len(shards))
     verifier = _Verifier(Tools(storage, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()))
 
-    async def verify_one(shard: _Shard) -> None:
+    async def verify_one(shard: FoundShard) -> None:
         report = await verifier.verify_shard(shard)
         progress.verified(report)
         total.add(report)
@@ -121,44 +122,13 @@ class _Counting(StorageWrapper):
         self._progress.read(tally.size)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    identity: Identity
-    head_bytes: int
-
-
-async def _survey(storage: Storage, descriptor: Descriptor, day: str, report: VerifyReport) -> list[_Shard]:
-    """Find the shards of a day: by their heads, and by their segments where a head is lost."""
-    level = await storage.list_level(f"{day}/")
-    shards: dict[int, _Shard] = {}
-    for info in level.objects:
-        identity = _identity(descriptor, day, info.key.removeprefix(f"{day}/").removesuffix(".des"))
-        if identity is not None and identity.head_key == info.key:
-            shards[identity.shard_index] = _Shard(identity, info.size)
-        elif info.key.endswith(".des"):
-            sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
-            report.damage.append(Damage(info.key, None, sentence))
-        else:
-            report.leftovers.append(info)
-    for prefix in level.prefixes:
-        identity = _identity(descriptor, day, prefix.removeprefix(f"{day}/").rstrip("/"))
-        if identity is not None:
-            shards.setdefault(identity.shard_index, _Shard(identity, 0))
-        else:
-            report.leftovers += [info async for info in storage.list(prefix)]
-    return [shards[index] for index in sorted(shards)]
-
-
-def _identity(descriptor: Descriptor, day: str, digits: str) -> Identity | None:
-    n_bits = descriptor.n_bits_on(day)
-    try:
-        index = int(digits, 16)
-    except ValueError:
-        return None
-    if not 0 <= index < 1 << n_bits:
-        return None
-    identity = Identity(descriptor.store_id, day, n_bits, index)
-    return identity if identity.shard_hex == digits else None
+async def _survey(storage: Storage, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
+    found = await find_shards(storage, descriptor, day)
+    for info in found.strangers:
+        sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
+        report.damage.append(Damage(info.key, None, sentence))
+    report.leftovers += found.leftovers
+    return found.shards
 
 
 class _Verifier:
@@ -166,7 +136,7 @@ class _Verifier:
         self._tools = tools
         self._big_heads = anyio.Lock()
 
-    async def verify_shard(self, shard: _Shard) -> VerifyReport:
+    async def verify_shard(self, shard: FoundShard) -> VerifyReport:
         if shard.head_bytes <= BIG_HEAD_BYTES:
             return await self._verify_shard(shard.identity)
         async with self._big_heads:
@@ -196,7 +166,7 @@ class _ShardCheck:
     async def run(self) -> None:
         is_there = await self._check_head()
         async for info in self._storage.list(self._identity.segment_prefix):
-            name = self._name(info.key)
+            name = segment_name(self._identity, info.key)
             if name is None:
                 self.report.leftovers.append(info)
             else:
@@ -231,7 +201,7 @@ class _ShardCheck:
         """Read and check the head, keep it if it is good, and tell whether there is one."""
         key = self._identity.head_key
         try:
-            whole = await read_whole_head(self._storage, self._identity)
+            whole = await read_whole_head(self._storage, self._identity, for_writing=False)
         except ObjectNotFoundError:
             return False
         except UnsupportedFormatError:
@@ -279,12 +249,3 @@ class _ShardCheck:
 
     def _key(self, name: bytes) -> str:
         return self._identity.segment_key(name)
-
-    def _name(self, key: str) -> bytes | None:
-        """Return the name of the segment that has a key; None: no segment has it."""
-        digits = key.removeprefix(self._identity.segment_prefix).removesuffix(".des")
-        try:
-            name = bytes.fromhex(digits)
-        except ValueError:
-            return None
-        return name if len(name) == NAME_BYTES and self._key(name) == key else None

@@ -17,7 +17,7 @@ from tests.http.live import listening, request, running
 from tests.making import DAY, make_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from des.storage.testing import RecordingStorage
@@ -56,7 +56,9 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarding(storage: RecordingStorage, folder: Path) -> AsyncIterator[Guarded]:
+async def guarding(
+    storage: RecordingStorage, folder: Path, further: Mapping[str, dict[str, object]] | None = None
+) -> AsyncIterator[Guarded]:
     await make_store(storage, FILES)
     tokens, lines = {}, []
     grants: dict[str, dict[str, object]] = {
@@ -66,6 +68,7 @@ async def guarding(storage: RecordingStorage, folder: Path) -> AsyncIterator[Gua
         "mail": {**ALL, "prefixes": ["mail/"]},
         "old": {**ALL, "expires": "2020-01-01"},
         "slow": {**ALL, "rate": 0.001},
+        **(further or {}),
     }
     for name, limits in grants.items():
         tokens[name], line = new_api_key(name, limits)

@@ -12,9 +12,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import Field, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import anyio
 
@@ -24,12 +24,25 @@ from tests.pack.grounds import open_at
 from tests.pack.packing import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from des.pack.decisions import OnConflict
 
 CHECKOUT = Path(__file__).parents[2]
+
+
+class Job(Protocol):
+    """What a process of its own does: a dataclass of what JSON can carry."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    @property
+    def store(self) -> str:
+        """The address of the store."""
+
+    async def run(self) -> None:
+        """Do it, in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,8 @@ class PackingJob:
 class PackingProcesses:
     """Runs jobs in processes of their own."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.pack.forking"]
+    def __init__(self, module: str = "tests.pack.forking") -> None:
+        command = [sys.executable, "-m", module]
         self._process = subprocess.Popen(
             command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -108,7 +121,7 @@ class PackingProcesses:
                 self._process.stdin.close()
             self._process.wait()
 
-    def run(self, jobs: Sequence[PackingJob]) -> list[int]:
+    def run(self, jobs: Sequence[Job]) -> list[int]:
         """Run jobs at the same time; return their exit statuses, the negative signal where one was killed."""
         if self._process.stdin is None or self._process.stdout is None:
             raise ValueError("the process has no pipes")
@@ -118,7 +131,7 @@ class PackingProcesses:
         return statuses
 
 
-def _fork(job: PackingJob) -> int:
+def _fork(job: Job) -> int:
     child = os.fork()
     if child:
         return child
@@ -130,9 +143,10 @@ def _fork(job: PackingJob) -> int:
         os._exit(status)
 
 
-def _serve() -> None:
+def serve(make_job: Callable[..., Job]) -> None:
+    """Be the process that forks."""
     for line in sys.stdin:
-        jobs = [PackingJob(**job) for job in json.loads(line)]
+        jobs = [make_job(**job) for job in json.loads(line)]
         if any("://" in job.store for job in jobs):
             _load_session(None)  # what it reads is kept, so that no child has to read it again
         children = [_fork(job) for job in jobs]
@@ -142,4 +156,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(PackingJob)

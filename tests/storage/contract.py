@@ -22,7 +22,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from des.errors import ObjectNotFoundError, PreconditionFailedError
+from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageError
 from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, Suffix
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ async def stream(storage: Storage, start: int, end: int, *, version: str | None 
 class StorageContract:
     # More objects than one page of a listing has. A backend whose listing has no pages lowers it.
     LISTED: ClassVar[int] = 1_100
+    # Whether the server says when an upload began.
+    TELLS_WHEN_UPLOADS_BEGAN: ClassVar[bool] = True
 
     # Reading the end
 
@@ -508,6 +510,39 @@ class StorageContract:
         assert await storage.list_level("") == Level((), ())
         await storage.put("20240131/0A/1.des", b"1", Overwrite())
         assert await list_keys(storage) == ["20240131/0A/1.des"]
+
+    # Leftovers
+
+    async def test_a_write_that_goes_on_is_a_leftover_by_its_age_alone(self, storage: Storage) -> None:
+        before = await storage.now()
+        async with storage.open_writer(KEY) as writer:
+            for number in range(3):
+                await writer.write(content(9 * MIB, number))
+            [leftover] = [one async for one in storage.list_leftovers()]
+            resolution = timedelta(seconds=1)
+            if self.TELLS_WHEN_UPLOADS_BEGAN:
+                assert before - resolution <= leftover.began <= await storage.now() + resolution
+        assert [one async for one in storage.list_leftovers()] == []
+        await storage.discard(leftover)
+        assert await list_keys(storage) == [KEY]
+
+    async def test_a_leftover_is_discarded_once(self, storage: Storage) -> None:
+        async def write_what_is_discarded() -> None:
+            async with storage.open_writer(KEY) as writer:
+                for number in range(3):
+                    await writer.write(content(9 * MIB, number))
+                [leftover] = [one async for one in storage.list_leftovers()]
+                await storage.discard(leftover)
+                await storage.discard(leftover)
+                assert [one async for one in storage.list_leftovers()] == []
+
+        with pytest.raises(StorageError):
+            await write_what_is_discarded()
+        assert await list_keys(storage) == []
+
+    async def test_an_empty_place_has_no_leftovers_but_the_time(self, storage: Storage) -> None:
+        assert [one async for one in storage.list_leftovers()] == []
+        assert abs(await storage.now() - datetime.now(UTC)) < timedelta(minutes=1)
 
     # The whole
 

@@ -222,6 +222,20 @@ asyncio.run(write())
 
 
 class TestScheduler:
+    async def test_whoever_went_last_goes_on_where_that_is_asked_for(self, inner: LocalStorage) -> None:
+        await inner.put(KEY, b"0", Overwrite())
+        for seed in range(5):
+            scheduler = Scheduler(seed, persistence=1)
+
+            async def look(storage: Storage) -> None:
+                for _ in range(4):
+                    await storage.head(KEY)
+
+            first, second = (ScheduledStorage(inner, scheduler, name) for name in ("first", "second"))
+            await scheduler.run({"first": partial(look, first), "second": partial(look, second)})
+            names = [line.partition(":")[0] for line in scheduler.trace]
+            assert names in (["first"] * 4 + ["second"] * 4, ["second"] * 4 + ["first"] * 4)
+
     async def count_together(self, inner: LocalStorage, seed: int) -> tuple[list[str], int, bytes]:
         """Two participants increment a counter by plain writes, so that some schedules lose an increment."""
         await inner.put(KEY, b"0", Overwrite())
