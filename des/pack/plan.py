@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -133,7 +133,7 @@ class Plan:
 
     def add_bad(self, rows: Sequence[BadRow]) -> None:
         """Add rows that cannot be packed."""
-        values = [(row.number, json.dumps(astuple(row))) for row in rows]
+        values = [(row.number, _encoded(row)) for row in rows]
         self._connection.executemany("INSERT INTO bad VALUES (?, ?)", values)
 
     def bad(self) -> Iterator[BadRow]:
@@ -208,6 +208,14 @@ class Plan:
         if not self._has_repeated:
             return []
         return list(self._connection.execute(_REPEATED, (_number_of(shard),)))
+
+
+def _encoded(row: BadRow) -> str:
+    known = [row.number, row.uid, row.source_path, row.error]
+    try:
+        return json.dumps([*known, row.fields])
+    except RecursionError:  # nested as deep as can be, and one deeper here
+        return json.dumps([*known, {}])
 
 
 def _number_of(shard: PlannedShard) -> int:

@@ -33,6 +33,7 @@ from des.pack.state import (
     open_state,
     remember_dictionary,
     remembered_dictionary,
+    writing,
 )
 from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
@@ -179,8 +180,9 @@ def _planned(
     if is_planned(plan, binding, job.state):
         report_intake(plan, report)
         return plan.shards()
-    shards = intake.fill(plan, job.inputs, spool, report, planned)
-    bind(plan, binding)
+    with writing(job.state):
+        shards = intake.fill(plan, job.inputs, spool, report, planned)
+        bind(plan, binding)
     return shards
 
 
@@ -296,6 +298,7 @@ async def _pack_shards(
                 earlier = proof.segments if proof else ()
                 proof = replace(outcome.done, segments=earlier + outcome.done.segments)
         if job.state is not None and is_whole and proof is not None:
-            await workshop.ask_plan(partial(plan.mark_done, shard, proof))
+            with writing(job.state):
+                await workshop.ask_plan(partial(plan.mark_done, shard, proof))
 
     await run_all(pack_one, work, SHARDS_AT_ONCE)

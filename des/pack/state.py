@@ -17,16 +17,17 @@ import hashlib
 import json
 import os
 import sqlite3
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from des.errors import CorruptShardError, ObjectNotFoundError, SettingsError
+from des.errors import CorruptShardError, ObjectNotFoundError, SettingsError, StorageUnavailableError
 from des.pack.plan import PAGE_BYTES, Done, Plan
 from des.pack.report import DictionaryUse
 from des.store.heads import load_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from des.pack.inputs import Input
@@ -109,6 +110,19 @@ def _trouble(error: sqlite3.Error) -> str:
     if error.sqlite_errorcode in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return "is no state file, or damaged; give another name, or remove it: what is packed will be skipped."
     return f"cannot be used: {error}."
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate the trouble of writing to a state file.
+
+    Raises:
+        StorageUnavailableError: it cannot be written.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageUnavailableError(f"--state {path} cannot be written: {error}.") from error
 
 
 def is_planned(plan: Plan, binding: Binding, path: Path) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +133,22 @@ os.kill(os.getpid(), 9)
         assert plan.finish() == []
 
 
+def test_a_disk_that_is_full(tmp_path: Path, sources: Sources) -> None:
+    """Files may not grow past a limit here, which is as real as a full disk: the kernel refuses the write."""
+    manifest = sources.manifest(
+        [sources.row(f"a/rather/long/name/of/a/file/{number}", b"same") for number in range(4_000)]
+    )
+    call = ["--input", manifest, "--output", tmp_path / "store", "--state", tmp_path / "state", "--quiet"]
+    process = subprocess.run(
+        [sys.executable, "-m", "des.pack", *map(str, call)],
+        capture_output=True, text=True, check=False, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )  # fmt: skip
+    assert process.returncode == 3, process.stderr
+    assert "--state" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "store").exists()
+
+
 class TestResuming:
     async def pack(self, base_dir: Path, manifest: Path, state: Path, **options: object) -> Run:
         run, local = Run(), LocalStorage(base_dir)
@@ -192,7 +210,7 @@ class TestResuming:
     ) -> None:
         from tests.pack.test_dictionaries import letters
 
-        contents = {f"letter/{number}": content for number, content in enumerate(letters(2_500))}
+        contents = {f"letter/{number}": content for number, content in enumerate(letters(1_000))}
         job: dict[str, Any] = {
             "store": str(tmp_path / "store"), "manifest": str(sources.manifest(sources.rows(contents))), "report": str(tmp_path / "report"),
             "state": str(tmp_path / "state"), "finds_dictionary": True,
