@@ -96,14 +96,22 @@ async def check_seeds(
     assert killed > len(seeds)
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 45), marks=pytest.mark.soak)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "seeds",
+    [range(5), pytest.param(range(5, 45), marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
+    ids=["few", "many"],
+)
 async def test_killed_at_seeded_points_and_resumed(
     tmp_path: Path, sources: Sources, processes: PackingProcesses, seeds: range
 ) -> None:
     await check_seeds(LocalGround(tmp_path), tmp_path, sources, processes, seeds)
 
 
-@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(5, 45), marks=pytest.mark.soak)], ids=["one", "many"])
+@pytest.mark.parametrize(
+    "seeds",
+    [range(1), pytest.param(range(5, 45), marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
+    ids=["one", "many"],
+)
 async def test_killed_at_seeded_points_and_resumed_on_s3(
     tmp_path: Path, sources: Sources, seaweedfs: S3Server, seaweedfs_bucket: str, s3_addresses: None, seeds: range
 ) -> None:
