@@ -6,7 +6,8 @@ The files are those of `pack_corpus`, read once before so that the cache is warm
 of them; a ratio is the median of the rounds' own. What DES packed is read back and compared, every byte. Two ways are no modes of DES but the same run
 with one thing taken out, to say what it costs: `without fsync` and `without hashes`. The last line says how much of the machine others used meanwhile.
 
-Budget: des-pack at least 0.9 times the files/s of `tar | zstd -3 -T2`, goal 1.25; peak memory at most 300 MiB.
+Budget: des-pack at least 0.9 times the files/s of `tar | zstd -3 -T2`, goal 1.25; peak memory at most 300 MiB. With `--dictionary auto`, at most 1.15 times
+its size on the part that can be compressed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.pack_corpus import Corpus, make_corpus
+from benchmarks.pack_corpus import INCOMPRESSIBLE, Corpus, make_corpus
 from benchmarks.processes import run_measured
 from benchmarks.tables import Row, print_table
 from des.settings import Settings
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from tests.servers.s3_servers import S3Server
 
 TAR, DES, ONE_THREAD, S3 = "tar | zstd -3 -T2", "des-pack", "des-pack, 1 thread", "des-pack to S3"
-BUDGET_RATIO, GOAL_RATIO, BUDGET_MIB = 0.9, 1.25, 300
+TAR_TEXTS, AUTO_TEXTS = "tar | zstd, no .bin", "--dictionary auto, no .bin"
+BUDGET_RATIO, GOAL_RATIO, BUDGET_MIB, BUDGET_SIZE = 0.9, 1.25, 300, 1.15
 READ_AT_ONCE = 500
 MIB = 1 << 20
 
@@ -136,10 +138,14 @@ def bucket_size(settings: Settings, server: S3Server) -> int:
 def other_ways(corpus: Corpus, folder: Path) -> dict[str, Way]:
     """Return the tools that everybody has."""
     files = corpus.directory
-    tar, zipped, python_zip = folder / "out.tar.zst", folder / "out.zip", folder / "python.zip"
+    tar, texts, zipped, python_zip = (
+        folder / name for name in ("out.tar.zst", "texts.tar.zst", "out.zip", "python.zip")
+    )
     shell = f"set -o pipefail; tar cf - -C {files} . | zstd -3 -T2 -q -o {tar}"
+    some = f"set -o pipefail; tar cf - -C {files} --exclude='*.{INCOMPRESSIBLE}' . | zstd -3 -T2 -q -o {texts}"
     return {
         TAR: Way(["/bin/bash", "-c", shell], tar, lambda: size_of(tar)),
+        TAR_TEXTS: Way(["/bin/bash", "-c", some], texts, lambda: size_of(texts)),
         "zip -r": Way(["/bin/bash", "-c", f"zip -q -r {zipped} {files}"], zipped, lambda: size_of(zipped)),
         "Python zipfile": Way(
             [sys.executable, "-c", _ZIPFILE, str(python_zip), str(files)], python_zip, lambda: size_of(python_zip)
@@ -150,12 +156,13 @@ def other_ways(corpus: Corpus, folder: Path) -> dict[str, Way]:
 def local_way(corpus: Corpus, folder: Path, name: str, start: list[str], *flags: str) -> Way:
     """Return a way that packs into a directory with des-pack."""
     store = folder / "".join(letter for letter in name if letter.isalnum())
-    arguments = ["--input-json", str(corpus.manifest), "--output-dir", str(store), "--quiet", *flags]
+    manifest = corpus.compressible if name == AUTO_TEXTS else corpus.manifest
+    arguments = ["--input-json", str(manifest), "--output-dir", str(store), "--quiet", *flags]
 
     def check() -> None:
-        anyio.run(compare, Settings(base_dir=store), corpus.manifest.read_bytes())
+        anyio.run(compare, Settings(base_dir=store), manifest.read_bytes())
 
-    is_whole = name in {DES, ONE_THREAD}
+    is_whole = name in {DES, ONE_THREAD, AUTO_TEXTS}
     return Way([sys.executable, *start, *arguments], store, lambda: size_of(store), check if is_whole else None)
 
 
@@ -219,6 +226,7 @@ def main() -> None:
         ways[ONE_THREAD] = local_way(corpus, folder, ONE_THREAD, module, "--threads", "1")
         for title, patch in _WITHOUT.items():
             ways[title] = local_way(corpus, folder, title, ["-c", f"{patch}\n{_PACK}"])
+        ways[AUTO_TEXTS] = local_way(corpus, folder, AUTO_TEXTS, module, "--dictionary", "auto")
         ways |= others
         if options.only is None or S3 in options.only:
             ways[S3] = s3_way(corpus, folder, stack)
@@ -240,15 +248,18 @@ def show(corpus: Corpus, found: dict[str, Measured], share: float) -> None:
     base = found[TAR]
     for title, one in found.items():
         wall, cpu = statistics.median(one.wall), statistics.median(one.cpu)
+        files, size = corpus.files, corpus.size
+        if title in {TAR_TEXTS, AUTO_TEXTS}:
+            files, size = corpus.compressible_files, corpus.compressible_size
         table.add_row(
             title,
-            f"{corpus.files / wall:,.0f}",
-            f"{corpus.size / wall / 1e6:,.0f}",
+            f"{files / wall:,.0f}",
+            f"{size / wall / 1e6:,.0f}",
             f"{cpu:,.1f}",
-            f"{cpu / corpus.files * 1e6:,.0f}",
+            f"{cpu / files * 1e6:,.0f}",
             f"{one.peak:,.0f}",
             f"{one.size / 1e6:,.1f}",
-            f"{_ratio(base, one):.2f}",
+            f"{_ratio(base, one) * files / corpus.files:.2f}",
         )
     Console(width=150).print(table)
     rows = [
@@ -257,6 +268,9 @@ def show(corpus: Corpus, found: dict[str, Measured], share: float) -> None:
         Row("goal", GOAL_RATIO, "times"),
         Row("peak memory of des-pack", found[DES].peak, "MiB", BUDGET_MIB),
     ]
+    if {TAR_TEXTS, AUTO_TEXTS} <= found.keys():
+        ratio = found[AUTO_TEXTS].size / found[TAR_TEXTS].size
+        rows.append(Row("size of des-pack --dictionary auto to tar | zstd, no .bin", ratio, "times", BUDGET_SIZE))
     print_table("budget", rows)
     print(f"Others used {share:.0%} of this machine meanwhile.")
 

@@ -19,16 +19,20 @@ SIGMA = 0.9
 MAX_BYTES = 512 << 10
 FILES_A_DIRECTORY = 1000
 KINDS = ("json", "html", "txt", "py", "bin")
+INCOMPRESSIBLE = "bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files under a directory, and the manifest that names them."""
+    """Files under a directory, the manifest that names them, and one of those that can be compressed."""
 
     directory: Path
     manifest: Path
+    compressible: Path
     files: int
     size: int
+    compressible_files: int
+    compressible_size: int
 
 
 class Texts:
@@ -42,7 +46,7 @@ class Texts:
 
     def of(self, kind: str, size: int) -> bytes:
         """Return about `size` bytes of a kind."""
-        if kind == "bin":
+        if kind == INCOMPRESSIBLE:
             return self._chance.randbytes(size)
         if kind == "py":
             return self._slice(size)
@@ -69,7 +73,7 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
     chance = random.Random(seed)
     texts = Texts(chance)
     rows = []
-    total = 0
+    total = compressible_total = 0
     for number in range(files):
         folder = directory / "files" / f"{number // FILES_A_DIRECTORY:04}"
         if number % FILES_A_DIRECTORY == 0:
@@ -80,8 +84,12 @@ def make_corpus(directory: Path, files: int, seed: int = 1) -> Corpus:
         path = folder / f"{number:07}.{kind}"
         path.write_bytes(content)
         total += len(content)
+        compressible_total += 0 if kind == INCOMPRESSIBLE else len(content)
         clock = f"{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}"
         rows.append({"uid": f"{kind}/{number:07}.{kind}", "created_at": f"{DAY}T{clock}Z", "source_path": str(path)})
     manifest = directory / "manifest.json"
     manifest.write_text(json.dumps(rows), encoding="utf-8")
-    return Corpus(directory / "files", manifest, files, total)
+    compressible = directory / "compressible.json"
+    texts_only = [row for row in rows if not row["uid"].startswith(INCOMPRESSIBLE)]
+    compressible.write_text(json.dumps(texts_only), encoding="utf-8")
+    return Corpus(directory / "files", manifest, compressible, files, total, len(texts_only), compressible_total)

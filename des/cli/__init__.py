@@ -22,6 +22,7 @@ _VERBS = {
     "gc": "des.cli.gc:gc",
     "repair": "des.cli.repair:repair",
     "expire": "des.cli.expire:expire",
+    "export": "des.cli.export:export",
     "serve": "des.cli.serve:serve",
     "keys": "des.cli.keys:keys",
     "sign": "des.cli.sign:sign",

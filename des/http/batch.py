@@ -26,13 +26,13 @@ import anyio.to_thread
 
 from des.errors import DESError, StorageTimeoutError, StorageUnavailableError
 from des.http.addressing import raw_path
-from des.http.archive import END, REPORT_NAME, member_header, member_name, padding, report_end, report_line
 from des.http.batch_items import BYTES_AN_ITEM, parse_batch
 from des.http.exchange import SCOPE_KEY
 from des.http.files import SLICE_BYTES, STREAM_BYTES, Stopwatch, send_body
 from des.http.problems import describe
 from des.routing import parse_created_at
 from des.store import ContentChangedError
+from des.store.archive import END, REPORT_NAME, member_header, member_name, padding, report_end, report_line
 from des.tasks import mapped_in_order, run_all
 
 if TYPE_CHECKING:
@@ -337,4 +337,5 @@ def _name(item: BatchItem) -> str:
 
 
 def _header(found: FoundFile, item: BatchItem, size: int) -> bytes:
-    return member_header(_name(item), size, int(found.info.created_at.timestamp()), found.uid)
+    modified = max(0, int(found.info.created_at.timestamp()))  # not every client takes a time before 1970
+    return member_header(_name(item), size, modified, found.uid)

@@ -16,14 +16,13 @@ from rich.console import Console
 
 from des.console import run_command, say, write_bytes, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
-from des.pack.choosing import chosen_inputs
+from des.pack.choosing import AUTO_DICTIONARY, NO_DICTIONARY, chosen_inputs, compression_of
 from des.pack.dry_run import dry_run
 from des.pack.partition import Partition
 from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
-from des.shard.codecs import CodecName, Compression
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
     from des.settings import Settings
+    from des.shard.codecs import CodecName
     from des.storage.protocol import Storage
 
 _SIZE = TypeAdapter(ByteSize)
@@ -108,11 +108,23 @@ class SizeType(click.ParamType[int]):
     "--level", type=click.IntRange(1, 22), help="zstd 1 to 22 (default 3); lz4 1 to 12 (default 1, the fast mode)."
 )
 @click.option(
+    "--dictionary",
+    default=NO_DICTIONARY,
+    show_default=True,
+    metavar="none|auto|FILE",
+    help="zstd dictionary for small files: auto looks whether one pays, and keeps or trains it; FILE is one of `zstd --train`.",
+)
+@click.option(
     "--on-conflict",
     default="error",
     show_default=True,
     type=click.Choice(["error", "skip", "replace"]),
     help="What to do where other content holds a uid and day.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the plan and what is done of it in this file: the same command again goes on where it stopped, manifests unread.",
 )
 @click.option(
     "--errors",
@@ -144,7 +156,9 @@ def pack_command(
     n_bits: int | None,
     codec: CodecName,
     level: int | None,
+    dictionary: str,
     on_conflict: OnConflict,
+    state: Path | None,
     errors: Path | None,
     metrics_file: Path | None,
     is_dry_run: bool,
@@ -158,11 +172,13 @@ def pack_command(
     Of a directory or an archive, uid is the path in it and created_at the time of the last change. Running the same command again is safe: what is
     there already is skipped. Failed rows go to stderr, one JSON object a line, which can be packed again as a manifest.
     """
+    _check_dry(state, is_dry_run=is_dry_run)
     settings = resolve_target(output)
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
         inputs=inputs,
-        compression=Compression(codec, level),
+        compression=compression_of(codec, level, dictionary),
+        finds_dictionary=dictionary == AUTO_DICTIONARY,
         on_conflict=on_conflict,
         n_bits=settings.n_bits if n_bits is None else n_bits,
         max_segment_bytes=max_shard_size,
@@ -171,6 +187,7 @@ def pack_command(
         single_writer=settings.single_writer,
         partition=None if partition is None else Partition.parse(partition),
         source_root=source_root,
+        state=state,
     )
     console = Console(stderr=True)
     report = Report(store="")
@@ -197,10 +214,26 @@ def pack_command(
         _show(found, console, as_json=as_json)
     elif not is_dry_run:
         _conclude(report, console, as_json=as_json, quiet=quiet)
+    _tell_done_before(report)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
         return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+def _check_dry(state: Path | None, *, is_dry_run: bool) -> None:
+    if state is not None and is_dry_run:
+        raise click.UsageError("--dry-run writes nothing, a state file neither; leave --state away.")
+
+
+def _tell_done_before(report: Report) -> None:
+    """Say how much of a run an earlier one had done, as the state file says and the store proves."""
+    if 0 < report.shards_done_before == report.shards and report.is_complete:
+        say("the state file is that of a finished run, and the store holds all of it: nothing was left to do.")
+    elif report.shards_done_before:
+        say(
+            f"{report.shards_done_before:,} of {report.shards:,} shards were done before, as the state file says and the store proves."
+        )
 
 
 def _work_of(

@@ -1,6 +1,6 @@
 """Packing a tar archive, plain, gzip or zstd: every regular file in it is a row of its own.
 
-    uid          the member's name, without a leading `./`
+    uid          the member's name, without a leading `./`; of an archive that DES made, the exact uid that its PAX record `DES.uid` carries
     created_at   the member's time of change, or one given for all
 
 Rules:
@@ -25,6 +25,7 @@ from des.errors import ManifestError
 from des.pack.inputs import STDIN, standard_input
 from des.pack.manifest_streams import naming_of, reading, unpacked
 from des.pack.tree import refused, rfc_3339
+from des.store.archive import UID_KEYWORD
 
 if TYPE_CHECKING:
     import io
@@ -56,6 +57,12 @@ class Archive:
         """See `Input`."""
         yield self
 
+    def identity(self) -> str:
+        """See `Part`."""
+        raise ManifestError(
+            f"the archive {self.name} is unpacked for one run only; --state needs manifests or a directory."
+        )
+
     def rows(self, spool: Spool) -> Iterator[list[object]]:
         """Unpack into the spool, and yield a row for each file.
 
@@ -83,14 +90,15 @@ class Archive:
         yield batch
 
     def _row(self, stream: _Forward, member: tarfile.TarInfo, spool: Spool) -> object | None:
-        uid = member.name.removeprefix("./")
+        exact = member.pax_headers.get(UID_KEYWORD)
+        uid = member.name.removeprefix("./") if exact is None else exact
         if member.isdir():
             return None
         if member.type in _TYPES:
             return refused(uid, None, f"it is {_TYPES[member.type]}.")
         if not member.isreg() or member.issparse():
             return refused(uid, None, "it is not a regular file.")
-        if uid.startswith("/") or ".." in uid.split("/"):
+        if exact is None and (uid.startswith("/") or ".." in uid.split("/")):
             return refused(uid, None, "its name is absolute, or has .. in it.")
         stream.seek(member.offset_data)
         with spool.create(member.size) as out:

@@ -11,6 +11,7 @@ from des.errors import ObjectNotFoundError
 from des.pack.commit import Change, new_name, now_microseconds, swap
 from des.pack.decisions import Candidate, candidate_of
 from des.pack.encoding import Base, EncodedRun, encode_batch, large_encoder_for, record_for
+from des.pack.plan import Done
 from des.pack.report import Failure, Tally
 from des.pack.settling import Decider, Settled
 from des.pack.sources import SourceError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from des.pack.settling import Decided, LargeFile
     from des.pack.workshop import Options, Round, Workshop
     from des.shard.chunking import LargeEncoder
+    from des.shard.tables import HeadTables
     from des.storage.protocol import ObjectWriter
     from des.store.heads import WholeHead
 
@@ -38,11 +40,12 @@ _Encoded = tuple["list[Item]", "Sequence[PlannedRow]", "Sequence[PlannedRow]"]
 
 @dataclass(frozen=True, slots=True)
 class ShardOutcome:
-    """What packing a shard came to."""
+    """What packing a shard came to; `done` is what proves it, None where it cannot be proven."""
 
     tally: Tally
     segments: int
     heads: int
+    done: Done | None = None
 
 
 class DecidedOtherwiseError(Exception):
@@ -206,7 +209,7 @@ class Attempt:
             Errors as for `swap`.
         """
         if not self._additions:
-            return ShardOutcome(self._tally, 0, 0)
+            return ShardOutcome(self._tally, 0, 0, _done(self._base.tables, ()))
         left_out: dict[bytes, frozenset[bytes]] = {}
 
         async def change(head: WholeHead) -> Change | None:
@@ -224,8 +227,8 @@ class Attempt:
         listed = {ref.name for ref in swapped.tables.segments}
         for addition in self._additions:
             self._skip(addition.summary, left_out.get(addition.name, frozenset()))
-        segments = sum(addition.name in listed for addition in self._additions)
-        return ShardOutcome(self._tally, segments, int(swapped.written))
+        names = tuple(addition.name for addition in self._additions if addition.name in listed)
+        return ShardOutcome(self._tally, len(names), int(swapped.written), _done(swapped.tables, names))
 
     async def _check_segments(self, head: WholeHead) -> None:
         condemned = {item.name for item in head.tables.condemned}
@@ -269,6 +272,10 @@ class Attempt:
                 self._tally.skipped += 1
                 self._tally.bytes_in -= entry.raw_size
                 self._tally.bytes_stored -= entry.stored_size
+
+
+def _done(tables: HeadTables, names: tuple[bytes, ...]) -> Done:
+    return Done(tables.lineage, tables.generation, names)
 
 
 def _number(writable: EncodedRun | LargeFile) -> int:

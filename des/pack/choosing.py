@@ -1,8 +1,9 @@
-"""From the command line to inputs: manifests first, then directories, then archives, each in the order given."""
+"""From the command line to what a run is told: inputs (manifests first, then directories, then archives, each in the order given), and how to compress."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from des.errors import InvalidRequestError, SettingsError
@@ -10,13 +11,18 @@ from des.pack.archive import Archive
 from des.pack.inputs import STDIN, Manifests
 from des.pack.tree import Tree
 from des.routing import parse_created_at
+from des.shard.codecs import CodecName, Compression
+from des.shard.layout import MAX_DICTIONARY_BYTES
+from des.shard.training import check_dictionary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from des.pack.inputs import Input
     from des.settings import Settings
+
+NO_DICTIONARY = "none"
+AUTO_DICTIONARY = "auto"
 
 
 def chosen_inputs(
@@ -63,6 +69,40 @@ def chosen_inputs(
         *(Tree(directory, created_at) for directory in directories),
         *(Archive(name, created_at) for name in archives),
     ]
+
+
+def compression_of(codec: CodecName, level: int | None, dictionary: str) -> Compression:
+    """Return how a command line asks to compress.
+
+    Args:
+        codec: as of `--codec`.
+        level: as of `--level`.
+        dictionary: as of `--dictionary`: `none`, `auto` or a file's name.
+
+    Raises:
+        SettingsError: these contradict each other, or the file holds no dictionary that can be used.
+        InvalidRequestError: a level that the codec does not have.
+    """
+    plain = Compression(codec, level)
+    if dictionary == NO_DICTIONARY:
+        return plain
+    if codec != "zstd":
+        raise SettingsError(f"--dictionary works with --codec zstd, not with {codec}.")
+    if dictionary == AUTO_DICTIONARY:
+        return plain
+    try:
+        with Path(dictionary).open("rb") as file:
+            content = file.read(MAX_DICTIONARY_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"--dictionary {dictionary} cannot be read: {error.strerror}.") from error
+    if not content:
+        raise SettingsError(f"--dictionary {dictionary} is empty.")
+    try:
+        compression = Compression(codec, level, content)
+        check_dictionary(compression)
+    except InvalidRequestError as error:
+        raise SettingsError(f"--dictionary {dictionary}: {error}") from error
+    return compression
 
 
 def _check_apart(directory: Path, settings: Settings) -> None:

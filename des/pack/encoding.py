@@ -159,6 +159,11 @@ def _kind_of(row: PlannedRow) -> _Kind:
     return _kind(extension_of(row.uid), extension_of(row.source_path), row.content_type)
 
 
+def is_worth_trying(row: PlannedRow) -> bool:
+    """Tell whether compressing a row's content is worth an attempt, going by its names and media type."""
+    return _kind_of(row).is_worth_trying
+
+
 def large_encoder_for(compression: Compression, row: PlannedRow) -> LargeEncoder:
     """Return an encoder of its own for a large file, whose pieces go through several threads, one after another."""
     return LargeEncoder(Encoder(compression if _kind_of(row).is_worth_trying else Compression("none")))
@@ -201,7 +206,7 @@ def encode_batch(
             break
         other: Item | None = None
         try:
-            raw = _read(row, fetched) if fetched else read_small(row)
+            raw = read_source(row, fetched) if fetched else read_small(row)
         except SourceError as error:
             other = Unusable(row, str(error), error.status)
         else:
@@ -231,7 +236,12 @@ def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:
     return Large(row, raw) if isinstance(raw, int) else Large(row, raw.size, raw.version)
 
 
-def _read(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | RemoteLarge:
+def read_source(row: PlannedRow, fetched: Mapping[int, Fetched]) -> bytes | int | RemoteLarge:
+    """Return a small source's content, wherever it is; of a large one, what it takes to stream it.
+
+    Raises:
+        SourceError: as for `read_small`, or what came of fetching it.
+    """
     found = fetched.get(row.number)
     if found is None:
         return read_small(row)
@@ -297,7 +307,7 @@ def encode_anew(
             break
         row = anew.item.row
         try:
-            raw = _read(row, fetched)
+            raw = read_source(row, fetched)
         except SourceError as error:
             encoded.append(Unusable(row, str(error), error.status))
             continue

@@ -72,6 +72,13 @@ class Part(Protocol):
     def name(self) -> str:
         """See the class."""
 
+    def identity(self) -> str:
+        """Return what tells whether it is the same one, unchanged, in a later run; runs in a worker thread.
+
+        Raises:
+            ManifestError: it is not there, or a later run could not have it again.
+        """
+
     def rows(self, spool: Spool) -> Iterator[list[object]]:
         """Yield raw rows in lists; runs in a worker thread.
 
@@ -166,6 +173,11 @@ class _File:
     def name(self) -> str:
         return str(self.path)
 
+    def identity(self) -> str:
+        with reading(self.name):
+            status = self.path.stat()
+            return f"{self.path.resolve()} {self.only_json} {status.st_size} {status.st_mtime_ns}"
+
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - sources lie where the rows say
         with reading(self.name), self.path.open("rb") as file:
             yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
@@ -179,6 +191,9 @@ class _StandardInput:
     @property
     def name(self) -> str:
         return STDIN
+
+    def identity(self) -> str:
+        raise ManifestError("standard input (-) cannot be read a second time; --state needs manifests that stay.")
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
         with reading(self.name), closing(standard_input()) as file:
@@ -195,6 +210,9 @@ class _S3Object:
     @property
     def name(self) -> str:
         return self.address
+
+    def identity(self) -> str:
+        return f"{self.address} {self.only_json} {_ask_s3(_version_of, self.address, self.settings)}"
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
         with reading(self.name), tempfile.TemporaryFile() as copy:
@@ -261,6 +279,18 @@ async def _copy_object(address: str, settings: Settings | None, copy: IO[bytes])
         async with storage.stream_range(key, 0, info.size, version=info.version, purpose="payload") as pieces:
             async for piece in pieces:
                 await anyio.to_thread.run_sync(copy.write, piece)
+    except ObjectNotFoundError as error:
+        raise ManifestError(f"there is no object {address}.") from error
+    finally:
+        with anyio.CancelScope(shield=True):
+            await storage.aclose()
+
+
+async def _version_of(address: str, settings: Settings | None) -> str:
+    place, _, key = address.rpartition("/")
+    storage = await open_storage(resolve_target(place, settings))
+    try:
+        return (await storage.head(key)).version
     except ObjectNotFoundError as error:
         raise ManifestError(f"there is no object {address}.") from error
     finally:

@@ -1,17 +1,16 @@
 """Taking in what is to be packed: inputs → rows, checked and routed → the plan. Runs in a worker thread.
 
-Nothing of the inputs is held: good rows go into the plan, bad ones wait on disk and are reported once all inputs were read to their ends. An
-input that cannot be is the end of the run, before anything was written.
+Nothing of the inputs is held: all rows go into the plan, and the bad ones are reported once all inputs were read to their ends. An input that cannot
+be is the end of the run, before anything was written.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import stat
-import tempfile
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import anyio.from_thread
 
@@ -20,18 +19,18 @@ from des.pack.manifest import RowChecker
 from des.pack.report import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from des.pack.inputs import Input
-    from des.pack.manifest import BadRow, CheckedRows
+    from des.pack.manifest import CheckedRows
     from des.pack.partition import Partition
     from des.pack.plan import Plan, PlannedShard
     from des.pack.report import Report
     from des.pack.spool import Spool
     from des.storage.descriptor import Descriptor
 
-_BAD_ROWS_IN_MEMORY = 1 << 20
+_TAKEN = "taken in"
 
 
 class SourceRoot:
@@ -102,32 +101,28 @@ class Intake:
         located = None if self.source_root is None else SourceRoot(self.source_root).located
         checker = RowChecker(self.descriptor, self.partition, located)
         first, files = 1, 0
+        names = []
         report.is_temporary = spool.holds
-        with tempfile.SpooledTemporaryFile(_BAD_ROWS_IN_MEMORY) as bad:
-            for part in (part for one in inputs for part in one.parts()):
-                report.manifests.append((first, part.name))
-                for values in part.rows(spool):
-                    anyio.from_thread.check_cancelled()
-                    rows = self.look_at(checker.check_all(first, values))
-                    plan.add(rows.good)
-                    _keep(bad, rows.bad)
-                    first += len(values)
-                    files += len(rows.good) + len(rows.bad)
-                    planned(first - 1)
-            report.files = files
-            for row in _kept(bad):
-                report.fail(Failure.of_bad_row(row))
-        return plan.finish()
+        for part in (part for one in inputs for part in one.parts()):
+            names.append((first, part.name))
+            for values in part.rows(spool):
+                anyio.from_thread.check_cancelled()
+                rows = self.look_at(checker.check_all(first, values))
+                plan.add(rows.good)
+                plan.add_bad(rows.bad)
+                first += len(values)
+                files += len(rows.good) + len(rows.bad)
+                planned(first - 1)
+        plan.note(_TAKEN, json.dumps({"files": files, "names": names}))
+        shards = plan.finish()
+        report_intake(plan, report)
+        return shards
 
 
-def _keep(file: IO[bytes], rows: list[BadRow]) -> None:
-    for row in rows:
-        pickle.dump(row, file)
-
-
-def _kept(file: IO[bytes]) -> Iterator[BadRow]:
-    end = file.tell()
-    file.seek(0)
-    while file.tell() < end:
-        row: BadRow = pickle.load(file)  # noqa: S301 - written above
-        yield row
+def report_intake(plan: Plan, report: Report) -> None:
+    """Report what a plan knows of its inputs: how many files, and which rows are bad."""
+    taken = json.loads(plan.noted(_TAKEN) or "{}")
+    report.files = taken["files"]
+    report.manifests = [(first, name) for first, name in taken["names"]]
+    for row in plan.bad():
+        report.fail(Failure.of_bad_row(row))

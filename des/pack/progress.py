@@ -114,6 +114,8 @@ def summary_table(report: Report) -> Table:
         ("seconds", f"{report.seconds:.2f}"),
         ("files/s", f"{rate:,.0f}"),
     ]
+    if report.dictionary is not None:
+        rows.append(("dictionary", str(report.dictionary)))
     for name, figure in rows:
         table.add_row(name, figure)
     table.columns[1].justify = "right"

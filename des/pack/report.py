@@ -6,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from des.shard.layout import from_microseconds
 
@@ -62,6 +62,32 @@ class Failure:
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
+Origin = Literal["none", "given", "trained", "reused"]
+
+
+@dataclass(frozen=True, slots=True)
+class DictionaryUse:
+    """What came of `--dictionary`.
+
+    Attributes:
+        origin: where the dictionary is from: `none`, `given`, `trained` or `reused` from the store.
+        size: bytes of it.
+        saved_bytes: what it saves over the run, its own size in each segment counted, as the sample tells; 0 for one that was given.
+    """
+
+    origin: Origin = "none"
+    size: int = 0
+    saved_bytes: int = 0
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        if self.origin == "none":
+            return "none: none would save more than it takes"
+        if self.origin == "given":
+            return f"given, {self.size:,} bytes"
+        return f"{self.origin}, {self.size:,} bytes; saves about {self.saved_bytes:,}"
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts of files and bytes; adds up."""
@@ -103,6 +129,8 @@ class Report:
     segments: int = 0
     objects_written: int = 0
     seconds: float = 0.0
+    dictionary: DictionaryUse | None = None
+    shards_done_before: int = 0
     errors: TextIO | None = None
     shown: TextIO | None = None
     statuses: Counter[Status] = field(default_factory=Counter)
@@ -152,4 +180,8 @@ class Report:
             "seconds",
             "store",
         ]
-        return json.dumps({name: getattr(self, name) for name in names})
+        used = self.dictionary or DictionaryUse()
+        return json.dumps(
+            {name: getattr(self, name) for name in names}
+            | {"dictionary": used.origin, "dictionary_saves": used.saved_bytes}
+        )

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
-from des.pack.intake import Intake
+from des.pack.intake import Intake, report_intake
 from des.pack.packer import pack_shard
-from des.pack.plan import Plan, PlannedShard
+from des.pack.plan import Done, Plan, PlannedShard
 from des.pack.remote import RemoteSources
+from des.pack.report import DictionaryUse
+from des.pack.sampling import find_dictionary
 from des.pack.spool import Spool
+from des.pack.state import (
+    Binding,
+    bind,
+    bind_store,
+    digest_of,
+    is_planned,
+    is_proven,
+    open_state,
+    remember_dictionary,
+    remembered_dictionary,
+    writing,
+)
 from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
@@ -27,13 +42,13 @@ from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, e
 from des.tasks import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from des.pack.decisions import OnConflict
     from des.pack.inputs import Input
     from des.pack.partition import Partition
-    from des.pack.report import Report
+    from des.pack.report import Origin, Report
     from des.shard.codecs import Compression
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
@@ -57,6 +72,8 @@ class PackJob:
         threads: worker threads for reading and compressing.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
         partition: the share of the shards to pack; None: all of them.
+        finds_dictionary: whether to look for a dictionary that pays; `compression` has none then.
+        state: the file that keeps the plan and what is done of it; None: none does.
         source_root: the directory that sources must lie in; None: anywhere.
     """
 
@@ -70,6 +87,8 @@ class PackJob:
     single_writer: bool = False
     partition: Partition | None = None
     source_root: Path | None = None
+    finds_dictionary: bool = False
+    state: Path | None = None
 
 
 class Progress:
@@ -105,15 +124,22 @@ async def pack(
     started = time.monotonic()
     report.store = storage.address
     try:
-        expected = await expected_descriptor(storage, job.n_bits)
-        intake = Intake(expected, job.partition, job.source_root)
-        async with open_plan() as (plan, spool):
-            shards = await anyio.to_thread.run_sync(intake.fill, plan, job.inputs, spool, report, progress.planned)
+        known = await read_descriptor(storage)
+        expected = _expected(known, job.n_bits)
+        store_id = known.store_id if known else None
+        async with open_plan(job.state) as (plan, spool):
+            shards = await anyio.to_thread.run_sync(
+                _planned, job, plan, spool, expected, store_id, report, progress.planned
+            )
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
+                if job.state is not None:
+                    await anyio.to_thread.run_sync(bind_store, plan, descriptor.store_id)
                 progress.begin(sum(shard.rows for shard in shards))
                 remote = RemoteSources(buckets, job.memory // 8)
-                await _pack_shards(storage, job, plan, descriptor, shards, report, progress, remote)
+                work = [(shard, _identity(descriptor, shard)) for shard in shards]
+                compression = await _compression(storage, job, plan, work, report, remote)
+                await _pack_shards(storage, job, plan, compression, work, report, progress, remote)
         report.is_complete = True
     finally:
         report.seconds = round(time.monotonic() - started, 3)
@@ -126,16 +152,49 @@ async def expected_descriptor(storage: Storage, n_bits: int | None) -> Descripto
         SettingsError: `n_bits` differs from the store's.
         StorageError: the storage is unwell.
     """
-    known = await read_descriptor(storage)
+    return _expected(await read_descriptor(storage), n_bits)
+
+
+def _expected(known: Descriptor | None, n_bits: int | None) -> Descriptor:
     if known is not None:
         known.check_n_bits(n_bits)
     return known or Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
 
 
+def _planned(
+    job: PackJob,
+    plan: Plan,
+    spool: Spool,
+    descriptor: Descriptor,
+    store_id: bytes | None,
+    report: Report,
+    planned: Callable[[int], None],
+) -> list[PlannedShard]:
+    """Fill the plan, or take it as an earlier run left it; return its shards. Runs in a worker thread."""
+    intake = Intake(descriptor, job.partition, job.source_root)
+    if job.state is None:
+        return intake.fill(plan, job.inputs, spool, report, planned)
+    root = None if job.source_root is None else str(job.source_root.resolve())
+    digest = digest_of(job.inputs, descriptor, [job.partition, root, job.on_conflict])
+    binding = Binding(digest, store_id, report.store)
+    if is_planned(plan, binding, job.state):
+        report_intake(plan, report)
+        return plan.shards()
+    with writing(job.state):
+        shards = intake.fill(plan, job.inputs, spool, report, planned)
+        bind(plan, binding)
+    return shards
+
+
 @asynccontextmanager
-async def open_plan() -> AsyncIterator[tuple[Plan, Spool]]:
-    """Open an empty plan, and a spool for what its rows need."""
-    plan, spool = await anyio.to_thread.run_sync(Plan), Spool()
+async def open_plan(state: Path | None = None) -> AsyncIterator[tuple[Plan, Spool]]:
+    """Open an empty plan, or the one that a state file has, and a spool for what its rows need.
+
+    Raises:
+        SettingsError: the state file cannot be used.
+    """
+    plan = await anyio.to_thread.run_sync(Plan if state is None else partial(open_state, state))
+    spool = Spool()
     try:
         yield plan, spool
     finally:
@@ -153,18 +212,49 @@ async def _open_for_writing(storage: Storage, job: PackJob, expected: Descriptor
     return descriptor
 
 
+def _identity(descriptor: Descriptor, shard: PlannedShard) -> Identity:
+    return Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
+
+
+async def _compression(
+    storage: Storage,
+    job: PackJob,
+    plan: Plan,
+    work: Sequence[tuple[PlannedShard, Identity]],
+    report: Report,
+    remote: RemoteSources,
+) -> Compression:
+    """Return how the run compresses, with the dictionary that was found where one was to be found."""
+    given = job.compression.dictionary
+    if given is not None:
+        report.dictionary = DictionaryUse("given", len(given))
+    if not job.finds_dictionary:
+        return job.compression
+    known = await anyio.to_thread.run_sync(remembered_dictionary, plan)
+    if known is None:
+        choice = await find_dictionary(storage, plan, work, remote, job.compression, job.max_segment_bytes)
+        use = DictionaryUse()
+        if choice.dictionary is not None:
+            origin: Origin = "reused" if choice.is_known else "trained"
+            use = DictionaryUse(origin, len(choice.dictionary), choice.saved_bytes)
+        known = use, choice.dictionary
+        await anyio.to_thread.run_sync(remember_dictionary, plan, *known)
+    report.dictionary, dictionary = known
+    return replace(job.compression, dictionary=dictionary)
+
+
 async def _pack_shards(
     storage: Storage,
     job: PackJob,
     plan: Plan,
-    descriptor: Descriptor,
-    shards: Sequence[PlannedShard],
+    compression: Compression,
+    work: Sequence[tuple[PlannedShard, Identity]],
     report: Report,
     progress: Progress,
     remote: RemoteSources,
 ) -> None:
     options = Options(
-        compression=job.compression,
+        compression=compression,
         on_conflict=job.on_conflict,
         max_segment_bytes=job.max_segment_bytes,
         max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
@@ -181,9 +271,18 @@ async def _pack_shards(
 
     reporting = anyio.CapacityLimiter(1)
 
-    async def pack_one(shard: PlannedShard) -> None:
-        identity = Identity(descriptor.store_id, shard.day, descriptor.n_bits_on(shard.day), shard.shard_index)
+    async def pack_one(item: tuple[PlannedShard, Identity]) -> None:
+        shard, identity = item
         report.shards += 1
+        if job.state is not None:
+            done = await workshop.ask_plan(partial(plan.done, shard))
+            if done is not None and await is_proven(storage, identity, done):
+                report.shards_done_before += 1
+                report.skipped += shard.rows
+                progress.advance(shard.rows)
+                return
+        proof: Done | None = None
+        is_whole = True
         async for outcome in pack_shard(workshop, identity, shard):
             if outcome.tally.failures:
                 # Off the loop, because it writes to files; shielded, because what is certain is reported.
@@ -193,5 +292,13 @@ async def _pack_shards(
                 report.take(outcome.tally)
             report.segments += outcome.segments
             report.objects_written += outcome.segments + outcome.heads
+            if outcome.done is None or outcome.tally.failures:
+                is_whole = False
+            else:
+                earlier = proof.segments if proof else ()
+                proof = replace(outcome.done, segments=earlier + outcome.done.segments)
+        if job.state is not None and is_whole and proof is not None:
+            with writing(job.state):
+                await workshop.ask_plan(partial(plan.mark_done, shard, proof))
 
-    await run_all(pack_one, shards, SHARDS_AT_ONCE)
+    await run_all(pack_one, work, SHARDS_AT_ONCE)

@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from des.errors import ManifestError
 from des.pack.manifest import UnreadableRow
+from des.pack.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from des.pack.inputs import Part
-    from des.pack.spool import Spool
 
 _BATCH_ROWS = 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,6 +49,13 @@ class Tree:
     def parts(self) -> Iterator[Part]:
         """See `Input`."""
         yield self
+
+    def identity(self) -> str:
+        """See `Part`: names, sizes and times of all its files, so it is walked once for that."""
+        digest = hashlib.sha256()
+        for batch in self.rows(Spool()):
+            digest.update("\n".join(map(repr, batch)).encode("utf-8", "surrogateescape"))
+        return f"{os.path.realpath(self.directory)} {digest.hexdigest()}"
 
     def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - the files lie where they are
         """Yield a row for each file.

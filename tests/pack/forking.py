@@ -58,6 +58,9 @@ class PackingJob:
         kill_at: the storage call at which it is killed, from 1; None: it lives.
         kill_after: whether that call takes effect first.
         single_writer: whether the proof that locks hold is left out.
+        state: as for a run.
+        n_bits: as for a run.
+        finds_dictionary: as for a run.
     """
 
     store: str
@@ -68,6 +71,9 @@ class PackingJob:
     kill_at: int | None = None
     kill_after: bool = False
     single_writer: bool = True
+    state: str | None = None
+    n_bits: int = 1
+    finds_dictionary: bool = False
 
     async def run(self) -> None:
         """Do it, in this process."""
@@ -81,9 +87,17 @@ class PackingJob:
             on_conflict=self.on_conflict,
             max_segment_bytes=self.max_segment_bytes,
             single_writer=self.single_writer,
+            state=None if self.state is None else Path(self.state),
+            n_bits=self.n_bits,
+            finds_dictionary=self.finds_dictionary,
         )
         await place.aclose()
-        outcome = {"report": json.loads(run.report.to_json()), "failures": run.failures, "calls": storage.seen}
+        outcome = {
+            "report": json.loads(run.report.to_json()),
+            "failures": run.failures,
+            "calls": storage.seen,
+            "done before": run.report.shards_done_before,
+        }
         await anyio.Path(self.report).write_text(json.dumps(outcome))
 
 

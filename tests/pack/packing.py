@@ -127,6 +127,8 @@ class Run:
         partition: Partition | None = None,
         source_root: Path | None = None,
         buckets: SourceBuckets | None = None,
+        finds_dictionary: bool = False,
+        state: Path | None = None,
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
@@ -140,6 +142,8 @@ class Run:
             single_writer=single_writer,
             partition=partition,
             source_root=source_root,
+            finds_dictionary=finds_dictionary,
+            state=state,
         )
         await pack(storage, job, self.report, self.progress, buckets)
 

@@ -41,6 +41,7 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 NAMES = [
     "files", "packed", "skipped", "failed", "bytes_in", "bytes_stored", "shards", "segments", "objects_written", "seconds", "store",
+    "dictionary", "dictionary_saves",
 ]  # fmt: skip
 
 
@@ -108,6 +109,8 @@ def test_json_is_all_there_is_on_stdout(run: Callable[..., Outcome], sources: So
         "bytes_in": 9,
         "bytes_stored": 9,
         "store": str(base_dir),
+        "dictionary": "none",
+        "dictionary_saves": 0,
     }
     assert outcome.json["objects_written"] == outcome.json["segments"] + outcome.json["shards"]
     anyio.run(check_store, base_dir, {"a": b"content", "b": b"xy"})
@@ -163,6 +166,13 @@ def test_nothing_to_pack(run: Callable[..., Outcome], sources: Sources, base_dir
         (["--input-json", "MANIFEST", "--codec", "brotli"], "brotli"),
         (["--input-json", "MANIFEST", "--level", "23"], "23"),
         (["--input-json", "MANIFEST", "--codec", "lz4", "--level", "13"], "level 13"),
+        (
+            ["--input-json", "MANIFEST", "--codec", "lz4", "--dictionary", "auto"],
+            "--dictionary works with --codec zstd",
+        ),
+        (["--input-json", "MANIFEST", "--dictionary", "/nowhere/trained"], "/nowhere/trained cannot be read"),
+        (["--input-json", "MANIFEST", "--dictionary", "EMPTY"], "is empty"),
+        (["--input-json", "MANIFEST", "--dictionary", "DAMAGED"], "the dictionary is damaged"),
         (["--input-json", "MANIFEST", "--on-conflict", "ask"], "ask"),
         (["--input-json", "MANIFEST", "--max-shard-size", "0"], "less than 1"),
         (["--input-json", "MANIFEST", "--max-shard-size", "many"], "no size"),
@@ -203,6 +213,10 @@ def test_a_wrong_call_or_manifest_writes_nothing(
     for name, text in texts.items():
         paths[name] = sources.directory / f"{name}.json"
         paths[name].write_text(text)
+    paths["DAMAGED"] = sources.directory / "damaged"
+    paths["DAMAGED"].write_bytes(
+        b"\x37\xa4\x30\xec" + bytes(1000)
+    )  # RFC 8878 section 5: the magic number of a dictionary
     outcome = run(*(paths.get(argument, argument) for argument in arguments), "--output-dir", base_dir)
     assert (outcome.status, outcome.out) == (2, "")
     assert sentence in outcome.err

@@ -5,11 +5,12 @@ import json
 
 from des.pack.manifest import BadRow, RowChecker
 from des.pack.plan import PlannedRow
-from des.pack.report import Failure, Report, Tally
+from des.pack.report import DictionaryUse, Failure, Report, Tally
 from des.storage.descriptor import Descriptor
 
 NAMES = [
     "files", "packed", "skipped", "failed", "bytes_in", "bytes_stored", "shards", "segments", "objects_written", "seconds", "store",
+    "dictionary", "dictionary_saves",
 ]  # fmt: skip
 ROW = PlannedRow(7, b"i" * 16, "a\n😀", 0, "/sources/a", None, None, b"")
 
@@ -102,4 +103,10 @@ def test_summary_has_exactly_its_keys() -> None:
         "objects_written": 2,
         "seconds": 0.4,
         "store": "s3://bucket/prefix",
+        "dictionary": "none",
+        "dictionary_saves": 0,
     }
+    report.dictionary = DictionaryUse("trained", 32_768, 1_234_567)
+    value = json.loads(report.to_json())
+    assert (value["dictionary"], value["dictionary_saves"]) == ("trained", 1_234_567)
+    assert str(report.dictionary) == "trained, 32,768 bytes; saves about 1,234,567"

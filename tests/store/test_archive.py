@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from des.http.archive import END, member_header, member_name, padding, report_end, report_line
+from des.store.archive import END, member_header, member_name, padding, path_name, report_end, report_line
 
 UIDS = st.text(st.characters(exclude_categories=["Cs"], min_codepoint=0x20), min_size=1, max_size=300)
 
@@ -41,8 +41,18 @@ def test_any_uid_comes_back_exactly(uid: str, index: int, content: bytes) -> Non
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 8 << 30, 1 << 40])
 def test_sizes_up_to_the_largest_file(size: int) -> None:
     member = read_member(member_header("name", size, -5, "uid"))
-    assert (member.size, member.mtime) == (size, 0)
+    assert (member.size, member.mtime) == (size, -5)
     assert (size + len(padding(size))) % 512 == 0
+
+
+@pytest.mark.parametrize("uid", ["a", "mail/2024/0001.eml", "ünï/çode .txt", "...", "-rf", "a" * 255])
+def test_a_safe_path_is_its_own_name(uid: str) -> None:
+    assert path_name(7, uid) == uid
+
+
+@pytest.mark.parametrize("uid", ["/a", "a/", "a//b", "../a", "a/../b", "./a", "a/.", "a\\..\\b", "a" * 256])
+def test_others_are_made_safe(uid: str) -> None:
+    assert path_name(7, uid) == member_name(7, uid)
 
 
 def test_the_report_is_one_line_an_item() -> None:
