@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -50,6 +51,8 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
 
 def status_of(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a command to its exit status, whatever happens. Arguments as for `run_command`."""
+    if sys.stderr is None:  # closed from the start: nobody listens, which is not a reason to fail
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     try:
         status = command.main(args=arguments, standalone_mode=False)
         flush()
@@ -58,6 +61,9 @@ def status_of(command: click.Command, arguments: Sequence[str] | None = None) ->
     except (click.Abort, KeyboardInterrupt):
         say("interrupted.")
         return EXIT_INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        _show_help(error)
+        return EXIT_WRONG_CALL
     except click.ClickException as error:
         return _fail(_usage_sentence(error), EXIT_WRONG_CALL)
     except Exception as error:  # noqa: BLE001 - the outermost boundary: every error becomes a line and a status
@@ -132,6 +138,12 @@ def _fail(sentence: str, status: int) -> int:
         flush()
     say(f"error: {sentence}")
     return status
+
+
+def _show_help(error: click.UsageError) -> None:
+    with suppress(OSError, ValueError):  # as for `say`
+        sys.stderr.write(f"{error.format_message()}\n")
+        sys.stderr.flush()
 
 
 def _first(error: Exception) -> Exception:

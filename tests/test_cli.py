@@ -310,6 +310,7 @@ def test_a_failed_get_leaves_the_old_file_and_nothing_else(
 def test_get_to_where_no_file_can_be(run: Callable[..., Outcome], store: Path, tmp_path: Path) -> None:
     fails(run("--store", store, "get", "big", *AT, "-o", tmp_path), 2, "is a directory")
     fails(run("--store", store, "get", "big", *AT, "-o", tmp_path / "no" / "f"), 2, "cannot write .*: No such file")
+    fails(run("--store", store, "get", "big", *AT, "-o", "x" * 300), 2, "cannot write x*: File name too long")
     fails(run("--store", store, "get", "big", *AT, "-o", "/dev/full"), 3, "cannot write /dev/full: No space left")
 
 

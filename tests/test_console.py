@@ -159,6 +159,25 @@ def test_a_closed_stdout_that_nothing_is_written_to_is_no_matter() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+def test_a_closed_stderr_is_no_matter() -> None:
+    script = WRITER.format(times=1, size=3).replace(
+        "write_bytes(", 'say("told to nobody."); sys.stderr.isatty(); write_bytes('
+    )
+    script = script.replace("import run_command,", "import run_command, say,")
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (0, b"xxx")
+
+
+def test_a_group_without_a_verb_shows_its_help(capfd: pytest.CaptureFixture[str]) -> None:
+    group = click.Group("try", help="All that can be tried.")
+    assert status_of(group, []) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.startswith("Usage: ")
+    assert "\n  All that can be tried.\n" in err
+
+
 def test_output_is_utf_8_whatever_the_locale() -> None:
     text = "\U0001f989 \xfc"
     script = (

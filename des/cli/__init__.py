@@ -59,4 +59,4 @@ def des(context: click.Context, store: str | None) -> None:
         return
     called = command.get_command(context, verb)
     if called is not None and all("--store" not in parameter.opts for parameter in called.params):
-        raise click.UsageError(f"`des {verb}` takes no --store; see `des {verb} --help`.")
+        raise click.UsageError(f"`des {verb}` takes no --store.")

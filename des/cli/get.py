@@ -76,11 +76,11 @@ class _PendingFile:
         self._target = Path(os.path.realpath(target))  # a link stays one
         self._shown = target
         self._temporary: Path | None = None
-        if self._target.is_dir():
-            raise InvalidRequestError(f"{target} is a directory; give a file for -o.")
-        if self._target.is_file() or not self._target.exists():
-            self._temporary = self._target.with_name(f".des-get-{secrets.token_hex(8)}")
         try:
+            if self._target.is_dir():
+                raise InvalidRequestError(f"{target} is a directory; give a file for -o.")
+            if self._target.is_file() or not self._target.exists():
+                self._temporary = self._target.with_name(f".des-get-{secrets.token_hex(8)}")
             # The file belongs to this object: it is closed by `publish` or `discard`.
             self._file = open(self._temporary or self._target, "xb" if self._temporary else "wb")  # noqa: SIM115, PTH123
         except OSError as error:

@@ -6,6 +6,7 @@ in one directory; a run that fails leaves the time of the last success as it was
 
 from __future__ import annotations
 
+import os
 import time
 from functools import wraps
 from pathlib import Path
@@ -31,7 +32,7 @@ def measured(verb: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
         def run(*, metrics_file: Path | None, **arguments: Any) -> int:  # noqa: ANN401 - whatever the verb takes
             if metrics_file is None:
                 return command(**arguments)
-            if not metrics_file.parent.is_dir():
+            if not os.path.isdir(metrics_file.parent):  # noqa: PTH112 - False for a path that may not be looked at, too
                 raise SettingsError(
                     f"--metrics-file {metrics_file} cannot be written: {metrics_file.parent} is no directory."
                 )

@@ -42,6 +42,8 @@ def repair(names: tuple[str, ...], give_up_unreadable: bool, as_json: bool, stor
     repairs = sorted(outcome.results, key=lambda one: one.shard)
     for one in repairs:
         _tell(one, as_json=as_json)
+    if not repairs and not outcome.failed:
+        say("there are no shards to repair.")
     return conclude(
         {"shards": [_json(one) for one in repairs]},
         outcome.failed,

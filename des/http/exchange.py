@@ -26,7 +26,6 @@ much, too: one patrol goes by all that are under way.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
@@ -40,6 +39,7 @@ from starlette.exceptions import HTTPException
 
 from des import metrics
 from des.errors import DESError
+from des.http.access_log import access_log, log_access
 from des.http.addressing import raw_path
 from des.http.problems import Problem, RefusedError, describe, send_problem
 
@@ -62,14 +62,12 @@ DISCARD_SECONDS: Final = 1.0
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _log = logging.getLogger("des.http")
-_access_log = logging.getLogger("des.http.access")
 _HTTP_1 = ("1.1", "1.0")
 _MULTIPLEXED = frozenset({"2", "3"})
 _LEFT = "the client left"
 _CLOSE = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
-_LOGGED_PARAMETERS = frozenset({b"uid", b"created_at", b"date", b"after", b"limit"})
 
 
 class ExchangeMiddleware:
@@ -176,8 +174,9 @@ class Exchange:
             if self._listener:
                 self._listener.cancel()
             metrics.bytes_out(self._sent_bytes)
-            if _access_log.isEnabledFor(logging.INFO):
-                self._write_access_log()
+            if access_log.isEnabledFor(logging.INFO):
+                milliseconds = (perf_counter() - self._started) * 1000
+                log_access(self._scope, self.request_id, self._status, self._sent_bytes, milliseconds, self._trouble)
 
     @property
     def request_id(self) -> str:
@@ -341,26 +340,6 @@ class Exchange:
         elif problem.status > HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.warning("request %s: %s: %s", self.request_id, type(error).__name__, error)
 
-    def _write_access_log(self) -> None:
-        scope, milliseconds = self._scope, (perf_counter() - self._started) * 1000
-        client = scope.get("client")
-        entry = {
-            "request_id": self.request_id,
-            "client": client[0] if client else None,
-            "method": scope["method"],
-            "target": _logged_target(scope),
-            "status": self._status,
-            "bytes": self._sent_bytes,
-            "ms": round(milliseconds, 2),
-        }
-        if self._trouble:
-            entry["trouble"] = self._trouble
-        # What `info` does, less the search for the line of code that called it.
-        record = _access_log.makeRecord(
-            _access_log.name, logging.INFO, "", 0, "%s", (_AccessLine(entry),), None, extra={"fields": entry}
-        )
-        _access_log.handle(record)
-
 
 class _Patrol:
     """Begins to watch the exchanges that last, by `WATCH_AFTER` after they began and no earlier than half of it."""
@@ -388,21 +367,6 @@ class _Patrol:
         self._timer = loop.call_later(WATCH_AFTER / 2, self._go_by, loop) if self._due else None
 
 
-class _AccessLine:
-    """Writes the entry as text only if somebody asks for text."""
-
-    __slots__ = ("_entry",)
-
-    def __init__(self, entry: dict[str, object]) -> None:
-        self._entry = entry
-
-    def __str__(self) -> str:
-        entry = self._entry
-        trouble = f" ({entry['trouble']})" if "trouble" in entry else ""
-        target = json.dumps(f"{entry['method']} {entry['target']}")
-        return f"{entry['client']} {target} {entry['status']} {entry['bytes']} B {entry['ms']} ms {entry['request_id']}{trouble}"
-
-
 def _too_long(limit: int) -> RefusedError:
     detail = f"The request's content is longer than {limit} bytes."
     return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (_CLOSE,)))
@@ -423,12 +387,3 @@ def _trace_id(traceparent: bytes | None) -> str | None:
     if match and traceparent and (not traceparent.startswith(b"00-") or len(traceparent) == _FIRST_VERSION_LENGTH):
         return match[1].decode()
     return None
-
-
-def _logged_target(scope: Scope) -> str:
-    """Write the target without parameters that could be secrets."""
-    raw: bytes | None = scope.get("raw_path")
-    path = scope["path"] if raw is None else raw.decode("latin-1")
-    query: bytes = scope["query_string"]
-    shown = b"&".join(field for field in query.split(b"&") if field.partition(b"=")[0] in _LOGGED_PARAMETERS)
-    return f"{path}?{shown.decode('latin-1')}" if shown else path

@@ -148,5 +148,6 @@ def _retry_after(seconds: int) -> tuple[Header, ...]:
 
 
 def _sentence(error: DESError) -> str:
+    """Return what an error says with a capital, unless it begins with a field's name."""
     text = str(error)
-    return text[:1].upper() + text[1:]
+    return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]

@@ -128,12 +128,15 @@ async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
     store_ids: set[bytes] = set()
     for day in await days_of(storage):
         identity = await _identity_in(storage, day)
+        if identity is None:
+            continue
         store_ids.add(identity.store_id)
         if not epochs or epochs[-1].n_bits != identity.n_bits:
             epochs.append(Epoch(day if epochs else _FIRST_DAY, identity.n_bits))
     if not store_ids:
+        first = "" if isinstance(mode, IfAbsent) else f"delete its {DESCRIPTOR_KEY} and "
         raise SettingsError(
-            f"there is nothing at {storage.address} to restore a descriptor from; make a store with `des init`."
+            f"there is nothing at {storage.address} to restore a descriptor from; {first}make a store with `des init`."
         )
     if len(store_ids) > 1:
         raise SettingsError(f"the objects at {storage.address} belong to {len(store_ids)} stores; part them first.")
@@ -142,12 +145,13 @@ async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
     return await require_descriptor(storage), True
 
 
-async def _identity_in(storage: Storage, day: str) -> Identity:
-    """Return what the first readable header of a day says."""
-    failure = CorruptShardError(f"no object of {day} can be read.")
+async def _identity_in(storage: Storage, day: str) -> Identity | None:
+    """Return what the first readable header of a day says; None where an expired day left nothing but directories, as some S3 servers do for a while."""
+    failure: CorruptShardError | None = None
     async for info in storage.list(f"{day}/"):
         if not info.key.endswith(".des"):
             continue
+        failure = failure or CorruptShardError(f"no object of {day} can be read.")
         try:
             version = (await storage.head(info.key)).version
             data = await storage.read_range(info.key, 0, HEADER.size, version=version, purpose="index")
@@ -159,4 +163,6 @@ async def _identity_in(storage: Storage, day: str) -> Identity:
             continue
         if identity.date == day:
             return identity
-    raise failure
+    if failure is not None:
+        raise failure
+    return None

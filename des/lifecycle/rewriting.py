@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -26,13 +27,14 @@ import anyio.to_thread
 from des.errors import CorruptShardError
 from des.lifecycle.choosing import parted
 from des.pack.commit import new_name
-from des.shard.chunking import LargeEncoder, SeekTable, chunk_count, is_large
+from des.shard.chunking import LargeEncoder, SeekTable, is_large
 from des.shard.codecs import Compression, Encoder, decode, worth_trying
 from des.shard.layout import NAME_BYTES, Codec, checksum32
 from des.shard.merging import Addition
 from des.shard.writing import Payload, SegmentWriter, content_hash
 from des.store.catalogs import load_segment, read_rows
 from des.store.heads import named
+from des.store.payloads import stored_chunks
 from des.store.planning import MAX_GAP_BYTES, Read, Want, coalesce
 from des.tasks import mapped_in_order, open_tasks
 
@@ -286,15 +288,14 @@ class _Group:
                 digest.update(raw)
                 return encoder.add(raw) if encoder else stored
 
-            async with self._storage.stream_range(key, entry.offset, start) as pieces:
-                buffer = bytearray()
-                for index in range(chunk_count(entry.raw_size)):
-                    length = table.stored_length(index)
-                    while len(buffer) < length and (piece := await anext(pieces, b"")):
-                        buffer += piece
-                    stored = bytes(memoryview(buffer)[:length])
-                    del buffer[:length]
+            async with (
+                self._storage.stream_range(key, entry.offset, start) as pieces,
+                aclosing(stored_chunks(table, entry, pieces)) as chunks,
+            ):
+                index = 0
+                async for stored in chunks:
                     await output.write(await anyio.to_thread.run_sync(check, index, stored))
+                    index += 1
             if digest.digest()[:NAME_BYTES] != entry.content_hash:
                 raise CorruptShardError(f"the content of {row.uid!r} is not what was packed.")
         except CorruptShardError as error:

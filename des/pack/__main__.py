@@ -206,7 +206,7 @@ def pack_command(
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
-            if not is_dry_run:
+            if report.shards and not is_dry_run:  # else nothing was begun, and the error says it all
                 _conclude(report, console, as_json=as_json, quiet=quiet)
                 say("packing stopped; run the same command again: what is done is skipped.")
             raise

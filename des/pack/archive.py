@@ -70,7 +70,7 @@ class Archive:
             ManifestError: it is no tar archive to its very end, or does not fit on the disk.
         """
         batch: list[object] = []
-        with reading(self.name), _opened(self.name) as file:
+        with reading(self.name, "archive"), _opened(self.name) as file:
             stream = _Forward(unpacked(file, naming_of(self.name).packing, sniff=True))
             try:
                 with tarfile.TarFile(

@@ -130,14 +130,14 @@ class Manifests:
 
     def _paths(self) -> list[Path]:
         path = Path(self.name)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - False for a path that may not be looked at, too
             found = sorted(one for one in path.rglob("*") if _is_named_as_manifest(one.name) and one.is_file())
             if not found:
                 raise ManifestError(
                     f"there is no manifest below {self.name}: no file named .json, .jsonl, .ndjson, .csv or .parquet."
                 )
             return found
-        if _PATTERN.isdisjoint(self.name) or path.exists():
+        if _PATTERN.isdisjoint(self.name) or os.path.exists(path):  # noqa: PTH110 - as above
             return [path]
         matches = sorted(Path(one) for one in glob.glob(self.name, recursive=True))  # noqa: PTH207 - takes absolute patterns
         if not matches:

@@ -64,7 +64,7 @@ def naming_of(name: str) -> Naming:
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def reading(name: str, what: str = "manifest") -> Iterator[None]:
     """Translate what reading a manifest may raise.
 
     Raises:
@@ -74,7 +74,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ManifestError(f"the manifest {name} cannot be read: {why.splitlines()[0].rstrip('.')}.") from error
+        raise ManifestError(f"the {what} {name} cannot be read: {why.splitlines()[0].rstrip('.')}.") from error
 
 
 def unpacked(file: IO[bytes], packing: Packing | None, *, sniff: bool) -> io.BufferedReader:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from des.errors import CorruptShardError
-from des.shard.chunking import CHUNK_BYTES, decode_large
+from des.shard.chunking import CHUNK_BYTES, chunk_count, decode_large
 from des.shard.codecs import decode
 from des.shard.layout import Codec, checksum32
 from des.store.heads import named
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from des.shard.chunking import SeekTable
+    from des.shard.layout import Entry
     from des.store.found import FoundFile
 
 
@@ -55,6 +56,18 @@ async def sliced(content: bytes) -> AsyncGenerator[bytes, None]:
     """Yield a content that is there already, in pieces like those of a large one."""
     for start in range(0, len(content), CHUNK_BYTES):
         yield content[start : start + CHUNK_BYTES]
+
+
+async def stored_chunks(table: SeekTable, entry: Entry, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Cut the arriving bytes of a whole large payload into its chunks, unchecked; one that is short, and so fails its check, where they end too early."""
+    buffer = bytearray()
+    for index in range(chunk_count(entry.raw_size)):
+        length = table.stored_length(index)
+        while len(buffer) < length and (piece := await anext(pieces, b"")):
+            buffer += piece
+        stored = bytes(memoryview(buffer)[:length])
+        del buffer[:length]
+        yield stored
 
 
 async def decoded(

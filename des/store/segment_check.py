@@ -7,6 +7,7 @@ readable, and through the catalog where there is no head.
 from __future__ import annotations
 
 import hashlib
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ import anyio.to_thread
 
 from des.errors import CorruptShardError, UnsupportedFormatError
 from des.shard.catalog import decode_chunk
-from des.shard.chunking import SeekTable, chunk_count
+from des.shard.chunking import SeekTable
 from des.shard.layout import HEADER, NAME_BYTES, Kind
 from des.shard.writing import content_hash
 from des.store.catalogs import load_segment, read_chunk
 from des.store.checking import READ_BYTES, CatalogCheck, Flaw, Sampling, Worklist, check_payloads, entries_in
+from des.store.payloads import stored_chunks
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -209,7 +211,7 @@ class SegmentCheck:
 
     async def _check_large(self, entry: Entry) -> str | None:
         """Check a large payload chunk by chunk. Returns what is wrong."""
-        digest, buffer = hashlib.sha256(), bytearray()
+        digest = hashlib.sha256()
         try:
             start, end = SeekTable.place(entry)
             table = SeekTable(entry, await self._storage.read_range(self._key, start, end, purpose="index"))
@@ -217,14 +219,14 @@ class SegmentCheck:
             def take(index: int, stored: bytes) -> None:
                 digest.update(table.decode_chunk(index, stored))
 
-            async with self._storage.stream_range(self._key, entry.offset, start) as pieces:
-                for index in range(chunk_count(entry.raw_size)):
-                    length = table.stored_length(index)
-                    while len(buffer) < length and (piece := await anext(pieces, b"")):
-                        buffer += piece
-                    stored = bytes(memoryview(buffer)[:length])
-                    del buffer[:length]
+            async with (
+                self._storage.stream_range(self._key, entry.offset, start) as pieces,
+                aclosing(stored_chunks(table, entry, pieces)) as chunks,
+            ):
+                index = 0
+                async for stored in chunks:
                     await anyio.to_thread.run_sync(take, index, stored)
+                    index += 1
         except CorruptShardError as error:
             return str(error)
         return None if digest.digest()[:NAME_BYTES] == entry.content_hash else "its content is not what was packed."

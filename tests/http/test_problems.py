@@ -30,6 +30,7 @@ def test_only_not_there_is_404_or_410() -> None:
 
 def test_a_wrong_call_is_told_what_is_wrong() -> None:
     assert describe(InvalidRequestError("the uid has / twice.")).detail == "The uid has / twice."
+    assert describe(InvalidRequestError("created_at is missing.")).detail == "created_at is missing."
 
 
 def test_a_store_that_contradicts_its_settings_is_named_without_its_place() -> None:

@@ -216,6 +216,7 @@ class TestRepair:
     def test_wrong_calls(self, run: Callable[..., Outcome], store: Path) -> None:
         fails(run("repair"), 2, "Missing argument")
         fails(run("repair", "20240131/7"), 2, "is no shard")
+        assert run("repair", "20200101").err == "des: there are no shards to repair.\n"
         outcome = run("repair", "20200101/0")
         assert (outcome.status, outcome.lines) == (0, ["20200101/0: there is no such shard."])
 

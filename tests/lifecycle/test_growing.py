@@ -91,9 +91,22 @@ async def test_a_lost_descriptor_is_restored(storage: Storage, harm: str) -> Non
         assert {info.uid async for info in store.list(NEXT)} == set(FILES)
 
 
+async def test_a_day_without_shards_tells_nothing_to_adopt(storage: Storage) -> None:
+    """An expired day may be listed for a while, and a packer that was killed may leave as little."""
+    maker = await make_store(storage, FILES, n_bits=4)
+    await storage.put(f"{NEXT}/0/leftover.txt", b"no shard", Overwrite())
+    await storage.delete(DESCRIPTOR_KEY)
+    restored, is_new = await adopt(storage)
+    assert (restored, is_new) == (maker.descriptor, True)
+
+
 async def test_there_is_nothing_to_adopt(storage: Storage) -> None:
-    with pytest.raises(SettingsError, match="nothing"):
+    with pytest.raises(SettingsError, match=r"nothing at .*; make a store"):
         await adopt(storage)
+    await storage.put(DESCRIPTOR_KEY, b"{", Overwrite())
+    with pytest.raises(SettingsError, match=r"nothing at .*; delete its des.json and make a store"):
+        await adopt(storage)
+    await storage.delete(DESCRIPTOR_KEY)
     await make_store(storage, {}, n_bits=4)
     await storage.put(DESCRIPTOR_KEY, b'{"format": "des", "version": 2}', Overwrite())
     with pytest.raises(SettingsError, match="upgrade"):
