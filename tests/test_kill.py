@@ -76,10 +76,20 @@ STORES: dict[str, tuple[Mapping[str, bytes], Mapping[str, bytes]]] = {
     "a store with earlier files": (EARLIER, LATER),
     "a store whose files it replaces": (EARLIER, LATER | REPLACING),
 }
+# A call that was made and one that was not differ most where there is most to lose.
+EVERYWHERE = [
+    pytest.param(
+        store,
+        kill_after,
+        id=f"{store}-{'after' if kill_after else 'before'}",
+        marks=[pytest.mark.soak] if kill_after and "replaces" not in store else [],
+    )
+    for store in STORES
+    for kill_after in (False, True)
+]
 
 
-@pytest.mark.parametrize("kill_after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("store", "kill_after"), EVERYWHERE)
 async def test_killed_at_every_storage_call(
     tmp_path: Path, ground: Ground, processes: PackingProcesses, store: str, kill_after: bool
 ) -> None:

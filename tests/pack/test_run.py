@@ -301,7 +301,7 @@ async def exists(base_dir: Path, uid: str) -> bool:
         return True
 
 
-@pytest.fixture(params=["empty", "with earlier files"])
+@pytest.fixture(params=[pytest.param("empty", marks=pytest.mark.soak), "with earlier files"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, sources: Sources) -> Stage:
     return Stage(tmp_path, sources, {} if request.param == "empty" else EARLIER)
 

@@ -59,7 +59,7 @@ LARGE = content(21 * MIB)
 TIMEOUT = 4.5
 
 
-@pytest.fixture(params=["auto", "off"])
+@pytest.fixture(params=["auto", pytest.param("off", marks=pytest.mark.soak)])
 def presigned(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
