@@ -299,7 +299,7 @@ def test_a_disk_that_is_full(sources: Sources, base_dir: Path) -> None:
     anyio.run(check_store, base_dir, {before: b"content"})
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
 def test_told_to_stop(sources: Sources, base_dir: Path, number: signal.Signals) -> None:
     """The first failed row comes when a shard is done and most are not begun: that is when it is told."""
     files = {f"file-{at}": b"%d" % at * 20 for at in range(800)}

@@ -458,7 +458,7 @@ async def test_cancelled_at_any_call(stage: Stage, watch: Watch, after: bool) ->
     assert caught > 10
 
 
-@pytest.mark.parametrize("effect", ["fail", "cancel"])
+@pytest.mark.parametrize("effect", ["fail", pytest.param("cancel", marks=pytest.mark.soak)])
 async def test_many_shards_stopped_anywhere(
     tmp_path: Path, sources: Sources, watch: Watch, effect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.servers.fixtures"]
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_real_files(
     tmp_path: Path, seaweedfs: S3Server, seaweedfs_bucket: str, prefix: str, s3_addresses: None, count: int
 ) -> None:

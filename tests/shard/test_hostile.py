@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from des.errors import CorruptShardError, UnsupportedFormatError
+from des.errors import ConflictError, CorruptShardError, UnsupportedFormatError
 from des.shard.layout import (
     DIRECTORY_ITEM,
     ENTRY,
@@ -174,7 +174,7 @@ def attempt(read: Callable[[], object]) -> object:
     """Return what reading yields, or None for a typed error. Any other error is a bug and passes through."""
     try:
         return read()
-    except CorruptShardError:
+    except (CorruptShardError, ConflictError):  # the latter where the lie is that the shard is being removed
         return None
 
 
