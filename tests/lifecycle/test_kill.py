@@ -115,7 +115,7 @@ async def test_on_files(
     await Stage(tmp_path, ground, built[0].contents(), built[1], action).kill_at_every_call(processes, step)
 
 
-@steps({"compact": 8, "gc": 8})
+@steps({"compact": 16, "gc": 16})
 async def test_on_seaweedfs(
     tmp_path: Path,
     seaweedfs: S3Server,

@@ -27,6 +27,7 @@ class TestOnSeaweedFS(StorageContract):
         pytest.skip("SeaweedFS goes on listing an emptied directory as a prefix for two minutes")
 
 
+@pytest.mark.soak
 class TestThroughTheClientAlone(TestOnSeaweedFS):
     LISTED = 10
 
@@ -43,6 +44,6 @@ class TestOnMoto(StorageContract):
 
     @pytest.fixture
     async def storage(self, moto: S3Server, s3_credentials: None) -> AsyncIterator[Storage]:
-        storage = await open_s3(moto.config(moto.make_bucket(), prefix="a/store"))
+        storage = await open_s3(moto.config(moto.make_bucket(), prefix="a/store", presigned="off"))
         yield storage
         await storage.aclose()
