@@ -27,6 +27,7 @@ import anyio.to_thread
 from des.errors import CorruptShardError
 from des.lifecycle.choosing import parted
 from des.pack.commit import new_name
+from des.pack.gathering import Gathered
 from des.shard.chunking import LargeEncoder, SeekTable, is_large
 from des.shard.codecs import Compression, Encoder, decode, worth_trying
 from des.shard.layout import NAME_BYTES, Codec, checksum32
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 READ_BYTES = 4 << 20
 _READS_AHEAD = 4
-_WRITE_BYTES = 1 << 20  # small writes are joined: each goes to another task
 _ROW_BYTES = 1_000  # a row in memory, about
 
 
@@ -344,8 +344,7 @@ class _Output:
         self._key = base.identity.segment_key(self._name)
         self._send, self._receive = anyio.create_memory_object_stream[bytes](0)
         self._is_complete = anyio.Event()
-        self._gathered: list[bytes] = []
-        self._size = 0
+        self._gathered = Gathered(self._send.send)
 
     async def run(self, storage: Storage, *, task_status: TaskStatus[None]) -> None:
         """Write what `write` is given until `finish`; leaves no object where it is cancelled."""
@@ -357,22 +356,14 @@ class _Output:
             self._is_complete.set()
 
     async def write(self, data: bytes) -> None:
-        self._gathered.append(data)
-        self._size += len(data)
-        if self._size >= _WRITE_BYTES:
-            await self._flush()
-
-    async def _flush(self) -> None:
-        if self._size:
-            await self._send.send(b"".join(self._gathered))
-            self._gathered, self._size = [], 0
+        await self._gathered.write(data)
 
     async def finish(self) -> Addition:
         """Complete the object."""
         pieces, summary = await anyio.to_thread.run_sync(self.segment.finish)
         for piece in pieces:
             await self.write(piece)
-        await self._flush()
+        await self._gathered.flush()
         self._send.close()
         await self._is_complete.wait()
         return Addition(self._name, summary)

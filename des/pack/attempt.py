@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from des.errors import ObjectNotFoundError
-from des.pack.commit import Change, new_name, now_microseconds, swap
+from des.pack.commit import Change, are_usable, new_name, now_microseconds, swap
 from des.pack.decisions import Candidate, candidate_of
 from des.pack.encoding import Base, EncodedRun, encode_batch, large_encoder_for, record_for
+from des.pack.gathering import Gathered
 from des.pack.plan import Done
 from des.pack.report import Failure, Tally
 from des.pack.settling import Decider, Settled
 from des.pack.sources import SourceError
 from des.pack.workshop import SlottedBatches
 from des.shard.chunking import CHUNK_BYTES
-from des.shard.layout import ENTRY_BYTES, Entry, decode_entry
+from des.shard.layout import ENTRY_BYTES, decode_entry
 from des.shard.merging import Addition, merge
 from des.shard.writing import SegmentSummary, SegmentWriter
 from des.tasks import mapped_in_order
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from des.pack.workshop import Options, Round, Workshop
     from des.shard.chunking import LargeEncoder
     from des.shard.tables import HeadTables
-    from des.storage.protocol import ObjectWriter
     from des.store.heads import WholeHead
 
 _Encoded = tuple["list[Item]", "Sequence[PlannedRow]", "Sequence[PlannedRow]"]
@@ -149,7 +148,7 @@ class Attempt:
         name = new_name()
         writer = SegmentWriter(self._base.identity, self._base.tables.generation, options.compression.dictionary)
         async with self._workshop.storage.open_writer(self._base.identity.segment_key(name)) as out:
-            joined = _Joined(out)
+            joined = Gathered(out.write)
             await joined.write(writer.opening)
             while (writable := await feed.peek()) is not None:
                 if isinstance(writable, EncodedRun):
@@ -174,14 +173,14 @@ class Attempt:
         if writable is not None:
             self._after = _number(writable) - 1
 
-    async def _write_run(self, writer: SegmentWriter, out: _Joined, run: EncodedRun) -> None:
+    async def _write_run(self, writer: SegmentWriter, out: Gathered, run: EncodedRun) -> None:
         writer.extend(run.drafts)
         await out.write(run.stored)
         self._pending.packed += len(run.drafts)
         self._pending.bytes_in += run.raw_size
         self._pending.bytes_stored += len(run.stored)
 
-    async def _write_large(self, writer: SegmentWriter, out: _Joined, large: LargeFile) -> None:
+    async def _write_large(self, writer: SegmentWriter, out: Gathered, large: LargeFile) -> None:
         item = large.item
         encoder = large_encoder_for(self._workshop.options.compression, item.row)
         try:
@@ -215,7 +214,8 @@ class Attempt:
         async def change(head: WholeHead) -> Change | None:
             if head.version == self._base.version:
                 return merge(head.tables, head.entries, self._additions, now_microseconds())
-            await self._check_segments(head)
+            if not await are_usable(self._workshop.storage, head, [addition.name for addition in self._additions]):
+                raise DecidedOtherwiseError
             additions = []
             for addition in self._additions:
                 left_out[addition.name] = self._already_there(addition.summary, head)
@@ -230,23 +230,13 @@ class Attempt:
         names = tuple(addition.name for addition in self._additions if addition.name in listed)
         return ShardOutcome(self._tally, len(names), int(swapped.written), _done(swapped.tables, names))
 
-    async def _check_segments(self, head: WholeHead) -> None:
-        condemned = {item.name for item in head.tables.condemned}
-        for addition in self._additions:
-            if addition.name in condemned:
-                raise DecidedOtherwiseError
-            try:
-                await self._workshop.storage.head(self._base.identity.segment_key(addition.name))
-            except ObjectNotFoundError as error:
-                raise DecidedOtherwiseError from error
-
     def _already_there(self, summary: SegmentSummary, head: WholeHead) -> frozenset[bytes]:
         """Return the files of a segment that another writer has brought meanwhile, content and all."""
         found = set()
         for at in range(0, len(summary.entries), ENTRY_BYTES):
             ours = decode_entry(summary.entries, at)
             theirs = head.find(ours.file_id)
-            if theirs is None or self._is_unchanged(theirs, head):
+            if theirs is None or self._base.placed(ours.file_id) == head.placed(ours.file_id):
                 continue
             content_type = summary.content_types[ours.content_type - 1] if ours.content_type else None
             mine = Candidate(ours.content_hash, ours.raw_size, content_type, ours.second)
@@ -254,14 +244,6 @@ class Attempt:
                 raise DecidedOtherwiseError
             found.add(ours.file_id)
         return frozenset(found)
-
-    def _is_unchanged(self, theirs: Entry, head: WholeHead) -> bool:
-        """Tell whether an entry is the one the base had, which was decided on."""
-        ours = self._base.find(theirs.file_id)
-        if ours is None:
-            return False
-        same_place = self._base.tables.segments[ours.segment].name == head.tables.segments[theirs.segment].name
-        return same_place and (ours.offset, ours.flags) == (theirs.offset, theirs.flags)
 
     def _skip(self, summary: SegmentSummary, left_out: frozenset[bytes]) -> None:
         """Count files as skipped that were packed but turned out to be there already."""
@@ -327,25 +309,3 @@ class _Feed:
     def advance(self, left: EncodedRun | None) -> None:
         """Go on to what is left of the next one, or to the one after it."""
         self._next = left
-
-
-class _Joined:
-    """Joins small writes into longer ones, which cost less each."""
-
-    _BYTES = 1 << 20
-
-    def __init__(self, out: ObjectWriter) -> None:
-        self._out = out
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    async def write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= self._BYTES:
-            await self.flush()
-
-    async def flush(self) -> None:
-        if self._size:
-            await self._out.write(b"".join(self._parts))
-            self._parts, self._size = [], 0
