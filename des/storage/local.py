@@ -33,7 +33,7 @@ from des.errors import (
 from des.storage.locks import KeyLocks
 from des.storage.open_files import VERSION_BYTES, Descriptor, DescriptorCache, OwnedFile, version_tag
 from des.storage.paths import LOCKS_DIRECTORY, key_of, path_of, scan_backwards, scan_level, scan_temporaries
-from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, Suffix
+from des.storage.protocol import IfAbsent, IfVersion, Level, ObjectInfo, Overwrite, SinglePlace, Suffix
 from des.storage.publishing import Directories, PendingFile
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
 
 
-class LocalStorage:
+class LocalStorage(SinglePlace):
     """A store in a directory; see `des.storage.protocol.Storage` for the contract of each verb.
 
     Attributes:

@@ -12,6 +12,8 @@ Rules that every backend keeps and `tests/storage/contract.py` holds:
 6. Any verb may raise `StorageUnavailableError`, `StorageTimeoutError` or `StorageDeniedError`; the docstrings name what
    comes on top. Nothing else escapes but cancellation.
 7. `purpose` says what a read is for. Backends ignore it; meters and recorders count by it.
+8. A storage may have several places that hold the same objects (`ZonedStorage`). It fails over by itself where a place is unwell; what only
+   the reader can tell, that bytes are damaged, the reader takes to `alternatives`. What was committed counts once `settle` has returned.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -46,11 +48,19 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """The end of an object: `data` is its last bytes, `total_size` the whole object's size in bytes."""
+    """The end of an object.
+
+    Attributes:
+        data: its last bytes.
+        total_size: the whole object's size in bytes.
+        version: the one they were read at.
+        is_proof: False where a copy answered that may lag behind: what this content lacks may be there all the same.
+    """
 
     data: bytes
     total_size: int
     version: str
+    is_proof: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,23 @@ class Overwrite:
 PutMode = IfAbsent | IfVersion | Overwrite
 
 
+@dataclass(frozen=True, slots=True)
+class PlaceState:
+    """How a place fares.
+
+    Attributes:
+        zone: the zone it belongs to.
+        place: its address, for people and labels.
+        is_primary: whether it is the one whose heads are compared and swapped.
+        is_well: False while it is left alone because it failed.
+    """
+
+    zone: str
+    place: str
+    is_primary: bool
+    is_well: bool
+
+
 class ObjectWriter(Protocol):
     """A new object being written, part by part."""
 
@@ -130,7 +157,7 @@ class Storage(Protocol):
             purpose: what the read is for.
 
         Returns:
-            The suffix, or None where the object is still at version `unless`.
+            The suffix, or None where the object is still at version `unless`, on proof.
 
         Raises:
             ObjectNotFoundError: there is no such object.
@@ -207,5 +234,40 @@ class Storage(Protocol):
             SettingsError: the storage cannot do conditional writes; the sentence names the cure.
         """
 
+    async def settle(self, key: str) -> None:
+        """Bring as many places as must hold it up to a head that was put, or found to be right as it is: before anything in it is acknowledged.
+
+        Raises:
+            StorageUnavailableError: too few places hold it. It may be done later by calling again.
+        """
+
+    def alternatives(self, key: str) -> Sequence[Storage]:
+        """Return the places that hold an object, each as a storage of its own, for whoever found what it read damaged; none where there is only one."""
+
+    def mend(self, key: str) -> None:
+        """Take note that an object is damaged in one of its places and good in another. Returns at once."""
+
+    def states(self) -> Sequence[PlaceState]:
+        """Return how the places fare; none where there is only one."""
+
     async def aclose(self) -> None:
         """Release connections and descriptors. May be called twice."""
+
+
+class SinglePlace:
+    """What the verbs about several places mean to a storage that has one: mixed into such backends."""
+
+    async def settle(self, key: str) -> None:
+        """Return: what was put is where it belongs."""
+
+    def alternatives(self, key: str) -> Sequence[Storage]:
+        """Return none."""
+        del key
+        return ()
+
+    def mend(self, key: str) -> None:
+        """Do nothing: there is nothing to mend it from."""
+
+    def states(self) -> Sequence[PlaceState]:
+        """Return none."""
+        return ()

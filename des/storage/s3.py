@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageDeniedError, StorageUnavailableError
-from des.storage.protocol import IfAbsent, IfVersion, Leftover, Level, ObjectInfo, Overwrite, Suffix
+from des.storage.protocol import IfAbsent, IfVersion, Leftover, Level, ObjectInfo, Overwrite, SinglePlace, Suffix
 from des.storage.s3_endpoint import acquire_endpoint, release_endpoint
 from des.storage.s3_errors import Failure, failure_of_reply, required
 from des.storage.s3_multipart import body_of, open_upload
@@ -60,7 +60,7 @@ async def open_s3(config: S3Config, *, observe: Observer | None = None) -> S3Sto
     return S3Storage(Requests(config, await acquire_endpoint(config.endpoint), observe))
 
 
-class S3Storage:
+class S3Storage(SinglePlace):
     """Objects under a prefix of a bucket, behind `des.storage.protocol.Storage`; made by `open_s3`, closed by `aclose`."""
 
     backend = "s3"

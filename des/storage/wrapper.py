@@ -14,10 +14,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from datetime import datetime
 
-    from des.storage.protocol import Leftover, Level, ObjectInfo, ObjectWriter, Purpose, PutMode, Storage, Suffix
+    from des.storage.protocol import (
+        Leftover,
+        Level,
+        ObjectInfo,
+        ObjectWriter,
+        PlaceState,
+        Purpose,
+        PutMode,
+        Storage,
+        Suffix,
+    )
 
 Verb = Literal[
     "read_suffix",
@@ -193,6 +203,22 @@ class StorageWrapper:
         """See `Storage.check_conditional_writes`."""
         async with self.around(Call("check_conditional_writes", key)):
             await self.inner.check_conditional_writes(key)
+
+    async def settle(self, key: str) -> None:
+        """See `Storage.settle`. No call of its own: what it takes, if anything, are calls on the places behind it."""
+        await self.inner.settle(key)
+
+    def alternatives(self, key: str) -> Sequence[Storage]:
+        """See `Storage.alternatives`. They are not wrapped."""
+        return self.inner.alternatives(key)
+
+    def mend(self, key: str) -> None:
+        """See `Storage.mend`."""
+        self.inner.mend(key)
+
+    def states(self) -> Sequence[PlaceState]:
+        """See `Storage.states`."""
+        return self.inner.states()
 
     async def aclose(self) -> None:
         """Close the inner storage."""

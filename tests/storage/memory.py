@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio.lowlevel
 
 from des.errors import ObjectNotFoundError, PreconditionFailedError
-from des.storage.protocol import IfAbsent, IfVersion, Leftover, Level, ObjectInfo, Suffix
+from des.storage.protocol import IfAbsent, IfVersion, Leftover, Level, ObjectInfo, SinglePlace, Suffix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ class _Object:
 
 
 @dataclass(slots=True)
-class MemoryStorage:
+class MemoryStorage(SinglePlace):
     """Objects in a dict; see `des.storage.protocol.Storage` for the contract of each verb.
 
     Attributes:
