@@ -73,13 +73,13 @@ class Poll(Generic[T, C]):
 
     Attributes:
         outcome: what came in so far.
-        running: how many are still to answer.
+        unanswered: who is still to answer.
     """
 
     def __init__(self, attempt: Callable[[C], Awaitable[T]]) -> None:
         """Ask by `attempt`."""
         self.outcome: Outcome[T, C] = Outcome()
-        self.running = 0
+        self.unanswered: set[C] = set()
         self._attempt = attempt
         self._opened = open_tasks()
         self._waiting = anyio.CancelScope()
@@ -94,10 +94,15 @@ class Poll(Generic[T, C]):
         """Cancel who has not answered, and wait for the end of it."""
         return await self._opened.__aexit__(*exc)  # type: ignore[arg-type]  # the three that it was given
 
+    @property
+    def running(self) -> int:
+        """How many are still to answer."""
+        return len(self.unanswered)
+
     def ask(self, contender: C) -> None:
-        """Begin an attempt."""
+        """Begin an attempt; each contender is asked once."""
         self.outcome.started.append(contender)
-        self.running += 1
+        self.unanswered.add(contender)
         self._tasks.start_soon(self._run, contender)
 
     async def wait(self, patience: Callable[[], Awaitable[None]]) -> None:
@@ -112,5 +117,5 @@ class Poll(Generic[T, C]):
             self.outcome.errors.append((contender, error))
         else:
             self.outcome.results.append((contender, result))
-        self.running -= 1
+        self.unanswered.discard(contender)
         self._waiting.cancel()
