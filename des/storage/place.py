@@ -51,22 +51,34 @@ class Place(StorageWrapper):
         is_primary: whether heads are compared and swapped here.
         breaker: whether it is worth asking.
         latency: how long range reads take here.
+        holds_store: whether its descriptor was seen: without it, that something is not here means nothing.
     """
 
-    def __init__(self, inner: Storage, zone: str, *, is_primary: bool, breaker: Breaker | None = None) -> None:
+    def __init__(
+        self,
+        inner: Storage,
+        zone: str,
+        *,
+        is_primary: bool,
+        address: str | None = None,
+        breaker: Breaker | None = None,
+    ) -> None:
         """Speak of a storage as of a place.
 
         Args:
             inner: an open storage; closed with the place.
             zone: name of the zone.
             is_primary: see the class.
+            address: for people and labels; the storage's own where None.
             breaker: one of its own where None.
         """
         super().__init__(inner)
+        self.address = address or inner.address
         self.zone = zone
         self.is_primary = is_primary
         self.breaker = breaker or Breaker()
         self.latency = LatencyQuantile()
+        self.holds_store = False
         self._inner_versions: BoundedMap[tuple[str, str], str] = BoundedMap(_KEPT_VERSIONS)
 
     def __repr__(self) -> str:
@@ -158,6 +170,12 @@ class Place(StorageWrapper):
     async def probe(self, key: str) -> ObjectInfo:
         """Do as `head`; the version is the storage's own, of which nobody else knows what it means."""
         return await super().head(key)
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """See `Storage.list`; passed on as it comes."""
+        async with self.around(Call("list", prefix)):
+            async for info in self.inner.list(prefix):
+                yield info
 
     async def put(self, key: str, data: bytes, mode: PutMode) -> str:
         """See `Storage.put`."""

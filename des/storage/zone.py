@@ -253,7 +253,7 @@ class Zone:
                 f"{key} cannot be written, because the primary of zone {self.name} cannot ({error}); the zone takes no writes until it can."
             ) from error
         except PreconditionFailedError as error:
-            if self.copies and is_head(key) and isinstance(mode, IfVersion):
+            if self.copies and isinstance(mode, IfVersion) and self.heads.knows(key, mode.version):
                 await self._refuse_damaged_primary(key, error)
             raise
         if is_head(key):

@@ -26,6 +26,7 @@ from des.errors import (
     LostHeadError,
     ObjectNotFoundError,
     PreconditionFailedError,
+    SettingsError,
     StorageError,
     StorageUnavailableError,
     UnsupportedFormatError,
@@ -177,6 +178,7 @@ async def bring_up(primary: Primary, copy: Place) -> BroughtUp:
         there = await zone.heads.look(key, None, copy)
         if there.version == look.version and there.history == look.history:
             return total
+        _check_store(there, look)
         if _is_ahead(there, look):
             fresh = await primary.look(other_than=look)
             if fresh.version == look.version:
@@ -205,9 +207,16 @@ async def bring_up(primary: Primary, copy: Place) -> BroughtUp:
     raise StorageUnavailableError(f"{key} changes faster than it can be copied to {copy}; try again.")
 
 
-def _is_ahead(there: Look, look: Look) -> bool:
+def _check_store(there: Look, look: Look) -> None:
     if there.state == "newer":
         raise UnsupportedFormatError(f"{there.place} has a head of a newer format; upgrade DES.")
+    if there.store_id and look.store_id and there.store_id != look.store_id:
+        raise SettingsError(
+            f"{there.place} has shards of another store (store id {there.store_id.hex()}); give the copy an empty bucket or prefix of its own."
+        )
+
+
+def _is_ahead(there: Look, look: Look) -> bool:
     ours, theirs = look.history, there.history
     return (
         ours is not None

@@ -7,7 +7,8 @@ Rules:
 2. Among the copies the newest generation counts. A new lineage is taken only from the primary. Never is a head taken that is older than one this
    process has seen (the *floor* of the head): rather there is no answer.
 3. *Proof*, that what this head lacks is not there, is the primary's word, or that of all copies together: each acknowledged commit is in one of them,
-   unless `write_quorum` is 1, when a commit may be at the primary alone. Copies of several lineages prove nothing.
+   unless `write_quorum` is 1, when a commit may be at the primary alone. Copies of several lineages prove nothing, and neither does one that was never
+   brought up as a whole (it has no descriptor yet).
 4. "No such head" needs the same proof, and the word of all places where the floor says that there was one.
 5. Damage in all places is no trouble of the storage: the primary's bytes are handed over, and the reader will say so.
 6. Of copies only the tail is read first; all of a head comes from one place, at the version that was chosen.
@@ -24,7 +25,6 @@ import anyio
 
 from des.errors import (
     CorruptShardError,
-    DESError,
     ObjectNotFoundError,
     PreconditionFailedError,
     StorageError,
@@ -59,6 +59,7 @@ class Look:
         suffix: its end; None where it is absent, or known to be at `version` without being read.
         version: see `Suffix`; "" where it is absent.
         history: where a good one stands.
+        store_id: whose it is; b"" where that was not read.
     """
 
     place: Place
@@ -66,6 +67,7 @@ class Look:
     suffix: Suffix | None = None
     version: str = ""
     history: History | None = None
+    store_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,11 @@ class Chosen:
 
 
 class HeadReader:
-    """Reads heads from the places of one zone; remembers what was seen of them."""
+    """Reads heads from the places of one zone; remembers what was seen of them.
+
+    Attributes:
+        copies_prove: whether all copies together hold every commit that was acknowledged.
+    """
 
     def __init__(
         self, places: Sequence[Place], *, place_timeout: float, copies_prove: bool, found_damaged: Callable[[str], None]
@@ -87,12 +93,12 @@ class HeadReader:
         Args:
             places: the primary, then the copies.
             place_timeout: seconds.
-            copies_prove: whether all copies together hold every commit that was acknowledged.
+            copies_prove: see the class.
             found_damaged: told the key of a head that is damaged in one place and good in another.
         """
         self._primary, *self._copies = places
         self._place_timeout = place_timeout
-        self._copies_prove = copies_prove
+        self.copies_prove = copies_prove
         self._found_damaged = found_damaged
         self._floors: BoundedMap[str, History] = BoundedMap(_KEPT)
         self._histories: BoundedMap[tuple[str, str], History] = BoundedMap(_KEPT)
@@ -101,10 +107,16 @@ class HeadReader:
 
     def wrote(self, key: str, data: bytes, version: str) -> None:
         """Take note of a head that was put at the primary."""
-        history = self._parsed(key, data[-tail_length_of(data) :], len(data))
-        if history is not None:
-            self._histories.put((key, version), history)
-            self._saw(key, history, at_primary=True)
+        try:
+            history, _ = _stated(key, data[-tail_length(data, len(data)) :], len(data))
+        except CorruptShardError:
+            return
+        self._histories.put((key, version), history)
+        self._saw(key, history, at_primary=True)
+
+    def knows(self, key: str, version: str) -> bool:
+        """Tell whether a head was seen undamaged at a version."""
+        return self._histories.get((key, version)) is not None
 
     def is_behind(self, key: str, history: History | None) -> bool:
         """Tell whether a head is older than one that was seen of its lineage."""
@@ -195,7 +207,7 @@ class HeadReader:
                 chosen = await self._choose(key, poll)
             if chosen is None:
                 if self._floors.get(key) == floor:
-                    raise self._unavailable(key, floor, poll)
+                    raise self._unavailable(key, poll)
                 continue  # another task saw more meanwhile; what is older than that was never handed out
             if chosen.look.history is not None:
                 self._saw(key, chosen.look.history, at_primary=chosen.look.place is self._primary)
@@ -271,24 +283,24 @@ class HeadReader:
             look, _ = max(good, key=lambda one: one[1].generation)
             if any(one.state == "damaged" for one in looks.values()):
                 self._found_damaged(key)
-            are_all_sound = are_all and all(one.state in {"good", "absent"} for one in copies)
+            are_all_sound = are_all and all(one.state in {"good", "absent"} and one.place.holds_store for one in copies)
             is_one_lineage = len({history.lineage for _, history in good}) == 1
-            return Chosen(look, is_proof=are_all_sound and is_one_lineage and self._copies_prove)
+            return Chosen(look, is_proof=are_all_sound and is_one_lineage and self.copies_prove)
         if not are_all:
             return None
-        are_absent = all(one.state == "absent" for one in copies)
-        if primary is not None and primary.state == "absent" and are_absent:
+        are_absent = all(one.state == "absent" and one.place.holds_store for one in copies)
+        if primary is not None and primary.state == "absent" and all(one.state == "absent" for one in copies):
             self._floors.discard(key)
             return Chosen(primary, is_proof=True)
         if primary is not None and primary.state == "damaged":
             return Chosen(primary, is_proof=True)
-        if primary is None and are_absent and floor is None and self._copies_prove:
+        if primary is None and are_absent and floor is None and self.copies_prove:
             return Chosen(copies[0], is_proof=True)
         return None
 
-    def _unavailable(self, key: str, floor: History | None, poll: Poll[Look, Place]) -> StorageUnavailableError:
+    def _unavailable(self, key: str, poll: Poll[Look, Place]) -> StorageUnavailableError:
         troubles = "; ".join(f"{place}: {error}" for place, error in poll.outcome.errors)
-        if floor is not None:
+        if self._floors.get(key) is not None:
             said = f"only older content of {key} can be read than was there before"
         else:
             said = f"what {key} is cannot be told without the primary or all copies"
@@ -331,35 +343,21 @@ class HeadReader:
                     return Look(place, "good", suffix, version, known)
                 start, end = size - length, size - len(tail)
                 tail = await place.read_range(key, start, end, version=version, purpose="footer") + tail
-            history = _history_in(key, tail, size)
+            history, store_id = _stated(key, tail, size)
         except UnsupportedFormatError:
             return Look(place, "newer", suffix, version)
         except CorruptShardError:
             return Look(place, "damaged", suffix, version)
         self._histories.put((key, version), history)
-        return Look(place, "good", suffix, version, history)
-
-    @staticmethod
-    def _parsed(key: str, tail: bytes, size: int) -> History | None:
-        try:
-            return _history_in(key, tail, size)
-        except CorruptShardError:
-            return None
+        return Look(place, "good", suffix, version, history, store_id)
 
 
-def tail_length_of(data: bytes) -> int:
-    """Return how many bytes of a whole head its tail may have: all, where it does not say."""
-    try:
-        return tail_length(data, len(data))
-    except CorruptShardError:
-        return len(data)
-
-
-def _history_in(key: str, tail: bytes, size: int) -> History:
+def _stated(key: str, tail: bytes, size: int) -> tuple[History, bytes]:
+    """Return where a head stands, and the id of its store."""
     parsed = parse_tail(tail, size)
     if parsed.kind is not Kind.HEAD or parsed.identity.head_key != key:
         raise CorruptShardError(f"{key} is another shard's, or no head.")
-    return History.of(parsed.tables)
+    return History.of(parsed.tables), parsed.identity.store_id
 
 
 def _size(version: str) -> int:
