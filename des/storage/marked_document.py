@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
+_MAX_SHOWN = 60
 _TAG = "tag:yaml.org,2002:"
 _TYPES = frozenset(_TAG + name for name in ("bool", "float", "int", "map", "null", "seq", "str", "timestamp"))
 
@@ -86,6 +87,12 @@ def spelled(path: PartPath) -> str:
     return text.removeprefix(".")
 
 
+def shown(value: object) -> str:
+    """Return a value for people, cut where it is long."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
 def read_document(path: Path) -> Document:
     """Read a file. Blocks.
 
@@ -142,11 +149,12 @@ def _parse_yaml(text: str) -> Document:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         problem = None
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            problem = "anchors and aliases are not taken; write the value out"
+            problem = "anchors and aliases are not taken; write the value out."
         if depth > _MAX_DEPTH:  # each level makes PyYAML slower
-            problem = "it is nested too deeply"
+            problem = "it is nested too deeply."
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            line = event.start_mark.line + 1 if event.start_mark else None
+            raise _RefusedError(Problem("", line, problem))
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -173,7 +181,7 @@ class _Reader:
             return self._read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, position)) for position, item in enumerate(node.value)]
-        value: object = self._loader.construct_object(node)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+        value: object = self._loader.construct_object(node)
         return value
 
     def _read_mapping(self, node: yaml.MappingNode, path: PartPath) -> dict[str, object]:
@@ -189,7 +197,17 @@ class _Reader:
         return found
 
 
+class _RefusedError(yaml.YAMLError):
+    """It is YAML, but not of the kind that is taken."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
 def _syntax_problem(error: Exception) -> Problem:
+    if isinstance(error, _RefusedError):
+        return error.problem
     if isinstance(error, yaml.MarkedYAMLError):
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         return Problem("", line, f"it is not YAML as it should be: {error.problem or error.context}.")

@@ -23,30 +23,30 @@ the settings' hold (`DES_S3_REGION` and so on); bucket and prefix are the place'
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from des.errors import SettingsError
 from des.routing import MAX_N_BITS, MIN_N_BITS
 from des.storage.locations import Location, collisions
-from des.storage.marked_document import Document, PartPath, ProblemsError, read_document, spelled
-from des.storage.s3_config import S3Config, is_endpoint_url
+from des.storage.marked_document import Document, PartPath, ProblemsError, read_document, shown, spelled
+from des.storage.s3_config import S3Config
+from des.storage.zones_schema import (
+    FilePart,
+    PlacePart,
+    RangePart,
+    WriteQuorum,
+    ZonePart,
+    part_of,
+    validated,
+    without_s3,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pydantic_core import ErrorDetails
-
     from des.settings import Settings
-
-WriteQuorum = Literal["all", "majority", 1]
-_Model = TypeVar("_Model", bound=BaseModel)
-_MAX_SHOWN = 60
-_IN_ZONE = 2  # longer paths below `zones` lead into a zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,158 +163,54 @@ def load_zones(path: Path) -> ZonesConfig:
         SettingsError: it cannot be read or is not right; all problems are named, each with its place in the file and the cure.
     """
     document = read_document(path)
-    model = _model(document)
+    file = validated(document)
     _check_ranges(document)
     _check_names(document)
     _check_places(document)
-    if model is None or document.problems:
+    if file is None or document.problems:
         raise ProblemsError(path, document.problems)
-    return model.config(path)
+    return _config(path, file)
 
 
-def _bucket(text: str) -> str:
-    if not text or "/" in text:
-        raise ValueError("it is no bucket's name; write bucket: NAME, and what follows a slash as prefix")
-    return text
+def zones_of(settings: Settings) -> ZonesConfig:
+    """Read and check the zones file that settings name. Blocks.
+
+    Raises:
+        SettingsError: there is none; it is not right, see `load_zones`; or its places are not apart, see `check_apart`.
+    """
+    if settings.zones_config is None:
+        raise SettingsError("DES_BACKEND is multi_s3, so DES_ZONES_CONFIG must name the zones file.")
+    config = load_zones(settings.zones_config)
+    config.check_apart(settings)
+    return config
 
 
-def _endpoint_url(text: str) -> str:
-    if not is_endpoint_url(text):
-        raise ValueError("write it as https://host:port, without query and fragment")
-    return text
+def _config(path: Path, file: FilePart) -> ZonesConfig:
+    zones = sorted((_zone_config(zone, file) for zone in file.zones), key=lambda zone: zone.start)
+    return ZonesConfig(
+        path,
+        file.n_bits,
+        tuple(zones),
+        file.allow_gaps,
+        file.read_repair,
+        file.hedge,
+        file.place_timeout,
+    )
 
 
-def _no_flag(value: object) -> object:
-    if isinstance(value, bool):  # which Python takes for 1
-        raise ValueError("write all, majority or 1")  # noqa: TRY004 - pydantic's kind of error
-    return value
+def _zone_config(zone: ZonePart, file: FilePart) -> ZoneConfig:
+    return ZoneConfig(
+        zone.name,
+        zone.range.start,
+        zone.range.end,
+        _place_config(zone.s3),
+        tuple(_place_config(copy) for copy in zone.copies),
+        zone.write_quorum or file.write_quorum,
+    )
 
 
-_Quorum = Annotated[WriteQuorum, BeforeValidator(_no_flag)]
-_Text = Annotated[str, Strict(), Field(min_length=1)]
-_Flag = Annotated[bool, Strict()]
-_Whole = Annotated[int, Strict(), Field(ge=0)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Place(_Part):
-    bucket: Annotated[str, Strict(), AfterValidator(_bucket)]
-    prefix: Annotated[str, Strict(), AfterValidator(lambda text: text.strip("/"))] = ""
-    region_name: _Text | None = None
-    endpoint_url: Annotated[str, Strict(), AfterValidator(_endpoint_url)] | None = None
-    profile: _Text | None = None
-
-    def config(self) -> PlaceConfig:
-        return PlaceConfig(self.bucket, self.prefix, self.region_name, self.endpoint_url, self.profile)
-
-
-def _without_s3(value: object) -> object:
-    """Return a copy that is written as `s3: {…}`, as the primary is, without that."""
-    return value["s3"] if isinstance(value, dict) and list(value) == ["s3"] else value
-
-
-_Copy = Annotated[_Place, BeforeValidator(_without_s3)]
-
-
-class _Range(_Part):
-    start: _Whole
-    end: _Whole
-
-
-class _Zone(_Part):
-    name: _Text
-    range: _Range
-    s3: _Place
-    copies: Annotated[list[_Copy], Strict()] = Field(default_factory=list)
-    write_quorum: _Quorum | None = None
-
-    def config(self, write_quorum: WriteQuorum) -> ZoneConfig:
-        return ZoneConfig(
-            self.name,
-            self.range.start,
-            self.range.end,
-            self.s3.config(),
-            tuple(copy.config() for copy in self.copies),
-            self.write_quorum or write_quorum,
-        )
-
-
-class _File(_Part):
-    n_bits: Annotated[int, Strict(), Field(ge=MIN_N_BITS, le=MAX_N_BITS)]
-    zones: Annotated[list[_Zone], Strict(), Field(min_length=1)]
-    write_quorum: _Quorum = "all"
-    allow_gaps: _Flag = False
-    read_repair: _Flag = False
-    hedge: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.05
-    place_timeout: Annotated[float, Strict(), Field(gt=0, le=3600)] = 2.0
-
-    def config(self, path: Path) -> ZonesConfig:
-        zones = sorted((zone.config(self.write_quorum) for zone in self.zones), key=lambda zone: zone.start)
-        return ZonesConfig(
-            path,
-            self.n_bits,
-            tuple(zones),
-            self.allow_gaps,
-            self.read_repair,
-            self.hedge,
-            self.place_timeout,
-        )
-
-
-def _model(document: Document) -> _File | None:
-    """Return what the file says, part by part; None, with all problems noted, where a part is not as it should be."""
-    try:
-        return _File.model_validate(document.value)
-    except ValidationError as error:
-        for one in error.errors(include_url=False):
-            document.note(one["loc"], _sentence(one))
-        return None
-
-
-def _sentence(error: ErrorDetails) -> str:
-    kind, value = error["type"], error["input"]
-    if kind == "missing":
-        return "it is missing; add it."
-    if kind == "extra_forbidden":
-        return _no_such_key(error["loc"])
-    if kind == "value_error":
-        return f"it is {_shown(value)}; {error['ctx']['error']}."
-    if kind == "model_type":
-        return f"it is {_shown(value)}; write keys and values here."
-    if kind == "string_type":
-        return f"it is {_shown(value)}; write a text, in quotes."
-    reason = error["msg"].removeprefix("Input should ").removesuffix(" instance")
-    return f"it is {_shown(value)}; it should {reason}."
-
-
-def _shown(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-def _no_such_key(where: PartPath) -> str:
-    known = list(_keys_of(where[:-1]).model_fields)
-    near = difflib.get_close_matches(str(where[-1]), known, n=1)
-    cure = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-    return f"there is no such key; {cure}"
-
-
-def _keys_of(where: PartPath) -> type[BaseModel]:
-    if not where:
-        return _File
-    parts: dict[str | int, type[BaseModel]] = {"range": _Range, "s3": _Place, "copies": _Place}
-    return parts.get(where[2], _Zone) if len(where) > _IN_ZONE else _Zone
-
-
-def _part(model: type[_Model], value: object) -> _Model | None:
-    """Return a part that is right in itself, whatever is wrong elsewhere."""
-    try:
-        return model.model_validate(value)
-    except ValidationError:
-        return None
+def _place_config(place: PlacePart) -> PlaceConfig:
+    return PlaceConfig(place.bucket, place.prefix, place.region_name, place.endpoint_url, place.profile)
 
 
 def _raw_zones(document: Document) -> Iterator[tuple[PartPath, dict[str, Any]]]:
@@ -327,9 +223,9 @@ def _raw_zones(document: Document) -> Iterator[tuple[PartPath, dict[str, Any]]]:
 def _check_ranges(document: Document) -> None:
     n_bits = document.value.get("n_bits") if isinstance(document.value, dict) else None
     last = (1 << n_bits) - 1 if type(n_bits) is int and MIN_N_BITS <= n_bits <= MAX_N_BITS else None
-    ranges: list[tuple[_Range, PartPath]] = []
+    ranges: list[tuple[RangePart, PartPath]] = []
     for path, zone in _raw_zones(document):
-        one = _part(_Range, zone.get("range"))
+        one = part_of(RangePart, zone.get("range"))
         if one is None:
             continue
         if one.start > one.end:
@@ -353,8 +249,8 @@ def _check_ranges(document: Document) -> None:
         _check_gaps(document, [one for one, _ in ranges], last)
 
 
-def _check_overlaps(document: Document, ranges: list[tuple[_Range, PartPath]]) -> None:
-    furthest: tuple[_Range, PartPath] | None = None
+def _check_overlaps(document: Document, ranges: list[tuple[RangePart, PartPath]]) -> None:
+    furthest: tuple[RangePart, PartPath] | None = None
     for one, path in ranges:
         if furthest is not None and one.start <= furthest[0].end:
             shared = f"{one.start} to {min(one.end, furthest[0].end)}"
@@ -363,7 +259,7 @@ def _check_overlaps(document: Document, ranges: list[tuple[_Range, PartPath]]) -
             furthest = one, path
 
 
-def _check_gaps(document: Document, ranges: list[_Range], last: int) -> None:
+def _check_gaps(document: Document, ranges: list[RangePart], last: int) -> None:
     covered = -1
     gaps = []
     for start, end in [*((one.start, one.end) for one in ranges), (last + 1, last + 1)]:
@@ -381,7 +277,7 @@ def _check_names(document: Document) -> None:
     for path, zone in _raw_zones(document):
         name = zone.get("name")
         if isinstance(name, str) and first.setdefault(name, path) != path:
-            document.note((*path, "name"), f"{_shown(name)} is the name of {spelled(first[name])} too; choose another.")
+            document.note((*path, "name"), f"{shown(name)} is the name of {spelled(first[name])} too; choose another.")
 
 
 def _check_places(document: Document) -> None:
@@ -393,7 +289,7 @@ def _check_places(document: Document) -> None:
             ((*path, "copies", number), one) for number, one in enumerate(copies if isinstance(copies, list) else ())
         ]
         for where, value in raw:
-            place = _part(_Place, _without_s3(value) if where[-1] != "s3" else value)
+            place = part_of(PlacePart, without_s3(value) if where[-1] != "s3" else value)
             if place is not None:
                 located.append((where, Location.of(place.endpoint_url, place.bucket, place.prefix)))
     for where, other in collisions(located):
