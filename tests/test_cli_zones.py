@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,7 +37,7 @@ def test_a_bad_file_is_told_line_by_line(run: Callable[..., Outcome], tmp_path: 
     outcome = run("zones", "check", path)
     assert (outcome.status, outcome.out) == (2, b"")
     said = outcome.err.splitlines()
-    assert [line.split(": ")[1] for line in said] == [
+    assert [line.split(": ")[2] for line in said] == [
         "zones[0].range (line 3)",
         "zones[0].rang (line 4)",
         "x (line 9)",
@@ -50,16 +49,6 @@ def test_a_bad_file_is_told_line_by_line(run: Callable[..., Outcome], tmp_path: 
         ("zones[0].rang", 4),
         ("x", 9),
     ]
-
-
-def test_places_that_do_not_answer_are_trouble(
-    run: Callable[..., Outcome], tmp_path: Path, clean_environment: None
-) -> None:
-    outcome = run("zones", "check", written(tmp_path, TWO_ZONES), "--probe", "--json")
-    assert outcome.status == 3
-    probes = [zone["places"][0]["probe"] for zone in json.loads(outcome.out)["zones"]]
-    assert [(one["status"], one["round_trip"]) for one in probes] == [("denied", None)] * 2
-    assert outcome.err.count("no S3 credentials were found") == 2
 
 
 @pytest.mark.parametrize(

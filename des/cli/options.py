@@ -82,8 +82,13 @@ def settings_for(store: str | None, **overrides: object) -> Settings:
         overrides: settings that options gave; None where one was not given.
 
     Raises:
-        SettingsError: a setting or the address is wrong.
+        SettingsError: a setting, the address or the zones file is wrong.
     """
     settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     configure_logging(settings)
-    return resolve_target(store, settings, zones=zones_given())
+    resolved = resolve_target(store, settings, zones=zones_given())
+    if resolved.backend == "multi_s3":
+        from des.storage.zones_config import zones_of  # noqa: PLC0415 - most stores lie in one place
+
+        zones_of(resolved)  # so that a bad file is one sentence before anything starts
+    return resolved

@@ -24,7 +24,6 @@ from des.http.app import create_app
 from des.http.keys import KeysFile
 from des.http.worker import BACKLOG, run_worker
 from des.logs import configure_logging
-from des.storage.zones_config import zones_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +50,6 @@ def serve(settings: Settings) -> None:
         StorageError: the storage cannot be opened, or the workers die as they start.
     """
     configure_logging(settings)
-    if settings.backend == "multi_s3":
-        zones_of(settings)  # so that a bad file is one sentence, and not each worker's
     app = create_app(settings)
     access = _access(settings)
     with ExitStack() as stack:
