@@ -54,6 +54,7 @@ OWNED = {
     "pyarrow": ("pack/",),
     "sqlite3": ("pack/",),
     "aiofiles": ("storage/", "pack/"),
+    "yaml": ("storage/marked_document.py",),
 }
 
 # The format is bytes in, values out: no socket, path, clock, environment, thread or chance.

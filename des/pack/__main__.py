@@ -94,6 +94,12 @@ class SizeType(click.ParamType[int]):
 )
 @click.option("--output-dir", "--output", "output", metavar="DIR|s3://…", help="The store. Default: what DES_* says.")
 @click.option(
+    "--zones",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The store is what this zones file says; excludes --output.",
+)
+@click.option(
     "--max-shard-size",
     default=1 << 30,
     show_default=True,
@@ -152,6 +158,7 @@ def pack_command(
     source_root: Path | None,
     partition: str | None,
     output: str | None,
+    zones: Path | None,
     max_shard_size: int,
     n_bits: int | None,
     codec: CodecName,
@@ -173,7 +180,7 @@ def pack_command(
     there already is skipped. Failed rows go to stderr, one JSON object a line, which can be packed again as a manifest.
     """
     _check_dry(state, is_dry_run=is_dry_run)
-    settings = resolve_target(output)
+    settings = resolve_target(output, zones=zones)
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
         inputs=inputs,

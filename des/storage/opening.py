@@ -28,19 +28,24 @@ _SOURCES_PLACE = "sources"
 Target = str | Path | Settings | None
 
 
-def resolve_target(target: Target, settings: Settings | None = None) -> Settings:
+def resolve_target(target: Target, settings: Settings | None = None, *, zones: Path | None = None) -> Settings:
     """Return the settings that name a place.
 
     Args:
         target: a directory, an `s3://bucket/prefix` address, settings, or None for the environment (read at the call).
         settings: what else holds, such as endpoint and time limits; the environment where None.
+        zones: a zones file, in place of a target.
 
     Raises:
-        SettingsError: the address cannot be understood.
+        SettingsError: the address cannot be understood, or there is a zones file as well.
     """
     if isinstance(target, Settings):
         return target
     base = settings or Settings()
+    if zones is not None:
+        if target is not None:
+            raise SettingsError(f"{str(target)!r} and the zones file {zones} are two stores; name one of them.")
+        return base.model_copy(update={"backend": "multi_s3", "zones_config": zones})
     if target is None:
         return base
     text = str(target)
