@@ -2,7 +2,7 @@
 
 A *version* is made of the content, so that it means the same at every place: the size, and a hash of the last 64 bytes, which differ at every commit
 of a head. For each version the place remembers what the storage itself calls it, because conditions are put to the storage in its own words; what was
-forgotten is found out by reading the last 64 bytes. A version tells commits apart, and is no checksum: damage elsewhere in an object leaves it as it is.
+forgotten is found out by reading the last 64 bytes. Listings tell none. A version tells commits apart, and is no checksum: damage elsewhere in an object leaves it as it is.
 
 Every call also tells the place's breaker how the place fares: "no such object" and "at another version" are good answers, a call that was cancelled
 tells nothing.
@@ -20,7 +20,7 @@ from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageErro
 from des.storage.bounded_map import BoundedMap
 from des.storage.breaker import Breaker
 from des.storage.latency import LatencyQuantile
-from des.storage.protocol import IfVersion, PlaceState, Suffix
+from des.storage.protocol import IfVersion, Level, PlaceState, Suffix
 from des.storage.wrapper import Call, StorageWrapper, Tally
 from des.storage.zone_observer import NobodyObserves
 
@@ -197,7 +197,12 @@ class Place(StorageWrapper):
         """See `Storage.list`; passed on as it comes."""
         async with self.around(Call("list", prefix)):
             async for info in self.inner.list(prefix):
-                yield info
+                yield replace(info, version="")
+
+    async def list_level(self, prefix: str) -> Level:
+        """See `Storage.list_level`."""
+        level = await super().list_level(prefix)
+        return Level(tuple(replace(info, version="") for info in level.objects), level.prefixes)
 
     async def put(self, key: str, data: bytes, mode: PutMode) -> str:
         """See `Storage.put`."""

@@ -165,7 +165,7 @@ class ZonedStorage:
         for number, zone in enumerate(zones):
             for info in levels[number].objects:
                 if self._is_of(zone, info.key):
-                    objects.setdefault(info.key, replace(info, version=""))
+                    objects.setdefault(info.key, info)
             prefixes.update(below for below in levels[number].prefixes if self._is_of(zone, below))
         return Level(tuple(objects[key] for key in sorted(objects)), tuple(sorted(prefixes)))
 
@@ -186,7 +186,7 @@ class ZonedStorage:
                 first = min(ahead, key=lambda listing: listing.key)
                 if first.info is not None and first.key != last and self._is_of(first.zone, first.key):
                     last = first.key
-                    yield replace(first.info, version="")
+                    yield first.info
                 await first.advance()
 
     def _zones_under(self, prefix: str) -> Sequence[Zone]:
