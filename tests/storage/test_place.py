@@ -13,6 +13,7 @@ from tests.storage.memory import MemoryStorage
 KEY = "20240131/0A.des"
 
 
+@pytest.mark.soak
 class TestContract(StorageContract):
     LISTED = 60
 

@@ -40,7 +40,7 @@ class Shard:
         ground = Ground.of(copies=copies)
         storage = ground.open()
         maker = await make_store(storage, n_bits=N_BITS)
-        shard = cls(ground, maker, maker.uids_of_one_shard(4000))
+        shard = cls(ground, maker, maker.uids_of_one_shard(20))
         await shard.add(shard.uids[0])
         return shard
 
@@ -249,7 +249,7 @@ async def test_damage_at_the_primary(at: int) -> None:
 
 async def test_all_of_a_long_head_comes_from_one_place_at_one_version() -> None:
     shard = await Shard.make()
-    await shard.add(*shard.uids[:3000])
+    await shard.add(*shard.maker.uids_of_one_shard(2200))
     whole = shard.ground.contents()[0][shard.key]
     assert len(whole) > 2 * LENGTH
     storage = await shard.open()
