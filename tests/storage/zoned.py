@@ -111,10 +111,12 @@ class Ground:
     Attributes:
         ill: the places of each zone, the primary first.
         counted: what zones told.
+        budget: pays for the hedges of the process that was opened last.
     """
 
     ill: Sequence[Sequence[Ill]]
     counted: Counted = field(default_factory=Counted)
+    budget: HedgeBudget = field(default_factory=lambda: HedgeBudget(0))
 
     @classmethod
     def of(cls, zones: int = 1, copies: int = 2) -> Ground:
@@ -127,6 +129,7 @@ class Ground:
     ) -> ZonedStorage:
         """Open the store as a process of its own would: with nothing remembered."""
         count = (1 << N_BITS) // len(self.ill)
+        self.budget = HedgeBudget(hedge)
         zones = []
         for number, places in enumerate(self.ill):
             name = "abcd"[number]
@@ -142,7 +145,7 @@ class Ground:
                     opened,
                     quorum=quorum,
                     place_timeout=place_timeout,
-                    budget=HedgeBudget(hedge),
+                    budget=self.budget,
                     observer=self.counted,
                 )
             )
