@@ -88,9 +88,7 @@ async def test_a_stream_goes_on_elsewhere_from_where_it_broke() -> None:
         place = storage.zones[0].places[number]
         place.inner = FaultyStorage(place.inner, plan)
     assert await stream(storage, 5, 800_000) == DATA[5:800_000]
-    starts = [
-        call.start for place in ground.ill[0] for call in place.calls if call.verb == "stream_range"
-    ]
+    starts = [call.start for place in ground.ill[0] for call in place.calls if call.verb == "stream_range"]
     assert starts == [5, 5 + 2 * (1 << 18)], "the second place had the rest, and its end need not be told"
 
 

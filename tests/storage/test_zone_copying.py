@@ -17,10 +17,9 @@ from des.storage.zone import Zone
 from des.storage.zone_copying import Primary, bring_up
 from des.storage.zones import ZonedStorage
 from des.store.whole_objects import WholeObjects
-from tests.making import File, Maker, make_store, reading
-from tests.making import WHEN
+from tests.making import WHEN, File, Maker, make_store, reading
 from tests.storage.test_zone_heads import Shard
-from tests.storage.zoned import N_BITS, Ground, Ill, noise
+from tests.storage.zoned import N_BITS, Ground, Ill
 
 
 async def lagging(*, without: tuple[int, ...] = (0,)) -> Shard:
@@ -242,9 +241,7 @@ async def test_bringing_up_tells_what_it_took() -> None:
     assert (brought.segments, brought.head) == (0, False)
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(6, 200))]
-)
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(6, 200))])
 async def test_processes_that_commit_and_settle_in_any_order_agree(seed: int) -> None:
     shard = await Shard.make(copies=1)
     scheduler = Scheduler(seed, persistence=0.3)

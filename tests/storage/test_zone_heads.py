@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from des.errors import ObjectNotFoundError, StorageUnavailableError
@@ -170,7 +171,7 @@ async def test_nothing_older_than_what_was_seen() -> None:
         await saw_new.read_suffix(shard.key, LENGTH)
     assert shard.history(await saw_old.read_suffix(shard.key, LENGTH)).generation == 2
     shard.primary.heal()
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     assert shard.history(await saw_new.read_suffix(shard.key, LENGTH)).generation == 3
 
 

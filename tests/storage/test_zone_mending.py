@@ -9,8 +9,8 @@ from des.errors import CorruptShardError
 from des.storage.protocol import IfVersion
 from des.storage.zone_mending import mend
 from des.store.whole_objects import WholeObjects
-from tests.storage.test_zone_heads import Shard
 from tests.storage.test_zone_copying import is_same_everywhere
+from tests.storage.test_zone_heads import Shard
 
 
 async def run(shard: Shard, key: str, **options: object) -> dict[str, str]:

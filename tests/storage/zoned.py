@@ -120,9 +120,7 @@ class Ground:
 
     @classmethod
     def of(cls, zones: int = 1, copies: int = 2) -> Ground:
-        return cls(
-            [[Ill(MemoryStorage(address=f"{'abcd'[z]}{n}")) for n in range(1 + copies)] for z in range(zones)]
-        )
+        return cls([[Ill(MemoryStorage(address=f"{'abcd'[z]}{n}")) for n in range(1 + copies)] for z in range(zones)])
 
     def open(
         self, *, quorum: int | None = None, place_timeout: float = 0.05, hedge: float = 0.0, read_repair: bool = False
