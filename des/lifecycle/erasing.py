@@ -18,7 +18,7 @@ from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
 from des.lifecycle.compacting import require_changed, swap_rewritten
 from des.lifecycle.condemned import condemn, delete_condemned, forget_condemned
 from des.lifecycle.rewriting import rewrite
-from des.pack.commit import find_shard
+from des.pack.commit import find_shard, settle
 from des.shard.codecs import Compression
 from des.shard.layout import HEADER
 from des.store.cache import ByteLRU
@@ -98,6 +98,7 @@ async def erase_in_shard(storage: Storage, identity: Identity, how: Rewriting, n
             erasure.kept = [identity.segment_key(name) for name in survey.mixed]
             erasure.remaining = [identity.segment_key(name) for name in (*survey.names, *survey.unlisted)]
             if not erasure.remaining:
+                await settle(storage, identity)
                 return erasure
             if survey.names and not await _rewrite(storage, base, survey.names, how, now):
                 continue

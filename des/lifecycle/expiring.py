@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from des.errors import ObjectNotFoundError
 from des.pack.commit import close_shard
 from des.routing import parse_day
-from des.store.heads import load_head
+from des.store.heads import load_head, unproven
 from des.store.listing import days_of
 
 if TYPE_CHECKING:
@@ -89,9 +89,12 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
 
 async def _is_still(storage: Storage, identity: Identity, version: str) -> bool:
     try:
-        return await storage.read_suffix(identity.head_key, 1, unless=version) is None
+        suffix = await storage.read_suffix(identity.head_key, 1, unless=version)
     except ObjectNotFoundError:
         return False
+    if suffix is not None and not suffix.is_proof:
+        raise unproven(identity)
+    return suffix is None
 
 
 async def measure_shard(storage: Storage, identity: Identity) -> ExpiredShard:

@@ -33,7 +33,7 @@ from des.errors import (
     UnsupportedFormatError,
 )
 from des.lifecycle.clock import microseconds_now
-from des.pack.commit import close_shard, new_name
+from des.pack.commit import close_shard, new_name, settle
 from des.shard.layout import ENTRY_BYTES, Entry, decode_entry, to_microseconds
 from des.shard.reading import Head, parse_tail
 from des.shard.tables import HeadTables, SegmentRef
@@ -41,7 +41,7 @@ from des.shard.writing import encode_head
 from des.storage.protocol import IfAbsent, IfVersion
 from des.store.catalogs import load_segment, read_rows
 from des.store.checking import check_head
-from des.store.heads import MAX_HEAD_BYTES, whole_head
+from des.store.heads import MAX_HEAD_BYTES, unproven, whole_head
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
     repair = Repair(identity.shard_name)
     state = await _state_of_head(storage, identity)
     if state is None:
+        await settle(storage, identity)  # an earlier repair may not be everywhere yet
         return repair
     mode, generation = state
     found = await _read_segments(storage, identity, repair)
@@ -127,6 +128,7 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
     except PreconditionFailedError as error:
         raise ConflictError(f"{identity.head_key} was repaired or made anew meanwhile; run again.") from error
     await _require_segments(storage, identity, tables)
+    await settle(storage, identity)
     repair.outcome = "rebuilt"
     repair.files, repair.deleted, repair.segments = tables.files, tables.deleted, len(tables.segments)
     return repair
@@ -155,6 +157,8 @@ async def _state_of_head(storage: Storage, identity: Identity) -> tuple[PutMode,
         return IfAbsent(), 0
     if suffix is None:
         raise StorageUnavailableError(f"{identity.head_key}: the storage gave no answer to a plain read.")
+    if not suffix.is_proof:
+        raise unproven(identity)
     generation = 0
     try:
         tail = Head(parse_tail(suffix.data, suffix.total_size), identity)

@@ -237,6 +237,8 @@ class Storage(Protocol):
     async def settle(self, key: str) -> None:
         """Bring as many places as must hold it up to a head that was put, or found to be right as it is: before anything in it is acknowledged.
 
+        Where there is no such head any more, there is nothing to do.
+
         Raises:
             StorageUnavailableError: too few places hold it. It may be done later by calling again.
         """

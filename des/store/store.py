@@ -312,7 +312,9 @@ class Store:
                 await stack.aclose()
                 found = await self._refind(found, error)
             else:
-                return await stack.enter_async_context(aclosing(decoded(self.storage, found, table, beginning, pieces, start, end)))
+                return await stack.enter_async_context(
+                    aclosing(decoded(self.storage, found, table, beginning, pieces, start, end))
+                )
 
     # ---- payloads -----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ Rules:
 3. Writers may go on meanwhile. A head is read before its segments are listed, so a segment that comes later is an orphan at most; where one turns out
    missing and the head was replaced since, the shard is verified again.
 4. Trouble of the storage is not damage: it ends the verification.
-5. Memory is bounded: shards, segments and requests at once are limited, payloads go through in pieces, and of big heads only one is held at a time.
+5. Where a store has several places, each is verified by itself, one after the other: no place answers for another, and damage names its place. What a
+   copy lacks because it lags behind is no damage; it is found, and mended, by comparing heads.
+6. Memory is bounded: shards, segments and requests at once are limited, payloads go through in pieces, and of big heads only one is held at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import anyio.to_thread
 
 from des.errors import CorruptShardError, ObjectNotFoundError, StorageUnavailableError, UnsupportedFormatError
 from des.routing import parse_day
+from des.storage.descriptor import DESCRIPTOR_KEY
 from des.storage.wrapper import StorageWrapper
 from des.store.checking import Flaw, Sampling, check_head
 from des.store.findings import CondemnedSegment, Damage, Progress, VerifyReport
@@ -78,36 +81,50 @@ async def verify(
         StorageError: the storage is unwell.
     """
     descriptor = await store.index.descriptor()
-    if days is None:
-        first = "" if since is None else parse_day(since)
-        chosen = [day for day in await days_of(store.storage) if day >= first]
-    else:
-        chosen = sorted({parse_day(day) for day in days})
     progress = progress or Progress()
-    total = VerifyReport(days=len(chosen))
-    storage = _Counting(store.storage, progress)
-    shards: list[FoundShard] = []
-    for day in chosen:
-        shards += await _survey(storage, descriptor, day, total)
-    progress.found(len(shards))
-    verifier = _Verifier(Tools(storage, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()))
+    several = store.storage.alternatives(DESCRIPTOR_KEY)
+    places = [_Place(place, progress) for place in several or [store.storage]]
+    chosen: list[list[str]] = []
+    for place in places:
+        if days is None:
+            first = "" if since is None else parse_day(since)
+            chosen.append([day for day in await days_of(place) if day >= first])
+        else:
+            chosen.append(sorted({parse_day(day) for day in days}))
+    total = VerifyReport(days=len({day for its_days in chosen for day in its_days}))
+    work: list[tuple[_Verifier, FoundShard]] = []
+    for place, its_days in zip(places, chosen, strict=True):
+        address = place.address if several else None
+        verifier = _Verifier(Tools(place, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()), address)
+        for day in its_days:
+            work += [(verifier, shard) for shard in await _survey(place, address, descriptor, day, total)]
+    progress.found(len(work))
 
-    async def verify_one(shard: FoundShard) -> None:
+    async def verify_one(one: tuple[_Verifier, FoundShard]) -> None:
+        verifier, shard = one
         report = await verifier.verify_shard(shard)
         progress.verified(report)
         total.add(report)
 
-    await run_all(verify_one, shards, SHARDS_AT_ONCE)
-    total.bytes_read = storage.bytes_read
-    total.damage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
-    total.garbage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
+    await run_all(verify_one, work, SHARDS_AT_ONCE)
+    total.bytes_read = sum(place.bytes_read for place in places)
+    total.damage.sort(key=_order)
+    total.garbage.sort(key=_order)
     for listed in (total.orphans, total.condemned, total.leftovers):
         listed.sort(key=lambda one: one.key)
     return total
 
 
-class _Counting(StorageWrapper):
-    """Counts the bytes read."""
+def _order(damage: Damage) -> tuple[str, str, str, str]:
+    return damage.key, damage.place or "", damage.uid or "", damage.sentence
+
+
+class _Place(StorageWrapper):
+    """One place, that no other one answers for. Counts the bytes read.
+
+    Attributes:
+        bytes_read: in all.
+    """
 
     def __init__(self, inner: Storage, progress: Progress) -> None:
         super().__init__(inner)
@@ -121,19 +138,27 @@ class _Counting(StorageWrapper):
         self.bytes_read += tally.size
         self._progress.read(tally.size)
 
+    def alternatives(self, key: str) -> Sequence[Storage]:
+        """Return none: what is damaged here shall show."""
+        del key
+        return ()
 
-async def _survey(storage: Storage, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
+
+async def _survey(
+    storage: Storage, place: str | None, descriptor: Descriptor, day: str, report: VerifyReport
+) -> Sequence[FoundShard]:
     found = await find_shards(storage, descriptor, day)
     for info in found.strangers:
         sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
-        report.damage.append(Damage(info.key, None, sentence))
+        report.damage.append(Damage(info.key, None, sentence, place))
     report.leftovers += found.leftovers
     return found.shards
 
 
 class _Verifier:
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, place: str | None) -> None:
         self._tools = tools
+        self._place = place
         self._big_heads = anyio.Lock()
 
     async def verify_shard(self, shard: FoundShard) -> VerifyReport:
@@ -144,7 +169,7 @@ class _Verifier:
 
     async def _verify_shard(self, identity: Identity) -> VerifyReport:
         for _ in range(_ATTEMPTS):
-            check = _ShardCheck(self._tools, identity)
+            check = _ShardCheck(self._tools, identity, self._place)
             await check.run()
             if not await check.is_outdated():
                 return check.report
@@ -154,9 +179,10 @@ class _Verifier:
 class _ShardCheck:
     """One attempt at one shard."""
 
-    def __init__(self, tools: Tools, identity: Identity) -> None:
+    def __init__(self, tools: Tools, identity: Identity, place: str | None) -> None:
         self.report = VerifyReport(shards=1)
         self._tools = tools
+        self._place = place
         self._storage = tools.storage
         self._identity = identity
         self._listed: dict[bytes, ObjectInfo] = {}
@@ -245,7 +271,7 @@ class _ShardCheck:
         sentence = flaw.sentence
         if flaw.file_id is not None and uid is None:
             sentence = f"{sentence} (file_id {flaw.file_id.hex()})"
-        (self.report.damage if flaw.live else self.report.garbage).append(Damage(key, uid, sentence))
+        (self.report.damage if flaw.live else self.report.garbage).append(Damage(key, uid, sentence, self._place))
 
     def _key(self, name: bytes) -> str:
         return self._identity.segment_key(name)
