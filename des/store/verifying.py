@@ -82,27 +82,23 @@ async def verify(
     """
     descriptor = await store.index.descriptor()
     progress = progress or Progress()
-    several = store.storage.alternatives(DESCRIPTOR_KEY)
-    places = [_Place(place, progress) for place in several or [store.storage]]
-    chosen: list[list[str]] = []
+    first = "" if since is None else parse_day(since)
+    given = None if days is None else sorted({parse_day(day) for day in days})
+    places = _places_of(store.storage, progress)
+    total = VerifyReport()
+    looked_at: set[str] = set()
+    work: list[tuple[_Place, FoundShard]] = []
     for place in places:
-        if days is None:
-            first = "" if since is None else parse_day(since)
-            chosen.append([day for day in await days_of(place) if day >= first])
-        else:
-            chosen.append(sorted({parse_day(day) for day in days}))
-    total = VerifyReport(days=len({day for its_days in chosen for day in its_days}))
-    work: list[tuple[_Verifier, FoundShard]] = []
-    for place, its_days in zip(places, chosen, strict=True):
-        address = place.address if several else None
-        verifier = _Verifier(Tools(place, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()), address)
-        for day in its_days:
-            work += [(verifier, shard) for shard in await _survey(place, address, descriptor, day, total)]
+        chosen = [day for day in await days_of(place) if day >= first] if given is None else given
+        looked_at.update(chosen)
+        for day in chosen:
+            work += [(place, shard) for shard in await _survey(place, descriptor, day, total)]
+    total.days = len(looked_at)
     progress.found(len(work))
+    verifier = _Verifier(sampling or Sampling())
 
-    async def verify_one(one: tuple[_Verifier, FoundShard]) -> None:
-        verifier, shard = one
-        report = await verifier.verify_shard(shard)
+    async def verify_one(one: tuple[_Place, FoundShard]) -> None:
+        report = await verifier.verify_shard(*one)
         progress.verified(report)
         total.add(report)
 
@@ -123,11 +119,15 @@ class _Place(StorageWrapper):
     """One place, that no other one answers for. Counts the bytes read.
 
     Attributes:
+        name: its address; None where there is no other.
+        is_copy: it follows a primary.
         bytes_read: in all.
     """
 
-    def __init__(self, inner: Storage, progress: Progress) -> None:
+    def __init__(self, inner: Storage, progress: Progress, name: str | None = None, *, is_copy: bool = False) -> None:
         super().__init__(inner)
+        self.name = name
+        self.is_copy = is_copy
         self.bytes_read = 0
         self._progress = progress
 
@@ -144,32 +144,39 @@ class _Place(StorageWrapper):
         return ()
 
 
-async def _survey(
-    storage: Storage, place: str | None, descriptor: Descriptor, day: str, report: VerifyReport
-) -> Sequence[FoundShard]:
-    found = await find_shards(storage, descriptor, day)
+def _places_of(storage: Storage, progress: Progress) -> list[_Place]:
+    several = storage.alternatives(DESCRIPTOR_KEY)
+    if not several:
+        return [_Place(storage, progress)]
+    copies = {state.place for state in storage.states() if not state.is_primary}
+    return [_Place(place, progress, place.address, is_copy=place.address in copies) for place in several]
+
+
+async def _survey(place: _Place, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
+    found = await find_shards(place, descriptor, day)
     for info in found.strangers:
         sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
-        report.damage.append(Damage(info.key, None, sentence, place))
+        report.damage.append(Damage(info.key, None, sentence, place.name))
     report.leftovers += found.leftovers
     return found.shards
 
 
 class _Verifier:
-    def __init__(self, tools: Tools, place: str | None) -> None:
-        self._tools = tools
-        self._place = place
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._reads = anyio.Semaphore(READS_AT_ONCE)
         self._big_heads = anyio.Lock()
 
-    async def verify_shard(self, shard: FoundShard) -> VerifyReport:
+    async def verify_shard(self, place: _Place, shard: FoundShard) -> VerifyReport:
         if shard.head_bytes <= BIG_HEAD_BYTES:
-            return await self._verify_shard(shard.identity)
+            return await self._verify_shard(place, shard.identity)
         async with self._big_heads:
-            return await self._verify_shard(shard.identity)
+            return await self._verify_shard(place, shard.identity)
 
-    async def _verify_shard(self, identity: Identity) -> VerifyReport:
+    async def _verify_shard(self, place: _Place, identity: Identity) -> VerifyReport:
+        tools = Tools(place, self._reads, self._sampling)
         for _ in range(_ATTEMPTS):
-            check = _ShardCheck(self._tools, identity, self._place)
+            check = _ShardCheck(tools, place, identity)
             await check.run()
             if not await check.is_outdated():
                 return check.report
@@ -179,11 +186,10 @@ class _Verifier:
 class _ShardCheck:
     """One attempt at one shard."""
 
-    def __init__(self, tools: Tools, identity: Identity, place: str | None) -> None:
+    def __init__(self, tools: Tools, place: _Place, identity: Identity) -> None:
         self.report = VerifyReport(shards=1)
         self._tools = tools
-        self._place = place
-        self._storage = tools.storage
+        self._storage = place
         self._identity = identity
         self._listed: dict[bytes, ObjectInfo] = {}
         self._whole: WholeHead | None = None
@@ -199,6 +205,9 @@ class _ShardCheck:
                 self._listed[name] = info
         if not is_there and not self._listed:
             self.report.shards = 0
+            return
+        if not is_there and self._storage.is_copy:
+            self.report.orphans = list(self._listed.values())  # a head comes behind its segments
             return
         if not is_there:
             self._note(self._identity.head_key, Flaw("the head is lost; `des repair` rebuilds it from the segments."))
@@ -271,7 +280,9 @@ class _ShardCheck:
         sentence = flaw.sentence
         if flaw.file_id is not None and uid is None:
             sentence = f"{sentence} (file_id {flaw.file_id.hex()})"
-        (self.report.damage if flaw.live else self.report.garbage).append(Damage(key, uid, sentence, self._place))
+        (self.report.damage if flaw.live else self.report.garbage).append(
+            Damage(key, uid, sentence, self._storage.name)
+        )
 
     def _key(self, name: bytes) -> str:
         return self._identity.segment_key(name)
