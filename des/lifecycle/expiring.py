@@ -76,13 +76,14 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
         StorageError: the storage is unwell.
     """
     measured = await measure_shard(storage, identity)
-    version = await close_shard(storage, identity, now)
-    keys = [info.key async for info in storage.list(identity.segment_prefix)]
-    if not await _is_still(storage, identity, version):
+    closed = await close_shard(storage, identity, now)
+    listed = [info.key async for info in storage.list(identity.segment_prefix)]
+    if not await _is_still(storage, identity, closed.version):
         return measured  # another run has removed the shard; what was listed may belong to a new one
-    for key in keys:
+    # What is condemned may be left in one of several places, where an earlier run could not delete it.
+    for key in dict.fromkeys([*listed, *map(identity.segment_key, closed.going)]):
         await storage.delete(key)
-    if await _is_still(storage, identity, version):
+    if await _is_still(storage, identity, closed.version):
         await storage.delete(identity.head_key)
     return measured
 

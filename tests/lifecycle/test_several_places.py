@@ -1,0 +1,120 @@
+"""All that changes a shard, on a storage of several places: nothing is acknowledged before enough places hold it, and doing it again finishes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from des.errors import StorageUnavailableError
+from des.pack.commit import NotSettledError
+from des.store.heads import load_head
+from tests.lifecycle.acting import Actions, Told, build, found_in, shard_on
+from tests.pack.packing import Sources
+from tests.storage.mirrored import Mirrored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ["pack", "replace", "delete", "compact", "forget", "erase", "gc", "expire"]
+DELETING = ["compact", "erase", "gc", "expire"]
+
+
+@pytest.fixture
+async def built() -> Mirrored:
+    storage = Mirrored()
+    await build(storage)
+    storage.forget_calls()
+    return storage
+
+
+async def actions_on(storage: Mirrored, tmp_path: Path) -> Actions:
+    return Actions(await shard_on(storage), Sources(tmp_path))
+
+
+def assert_alike(storage: Mirrored) -> None:
+    """Each copy has what the primary has."""
+    whole = storage.primary.memory.contents()
+    for copy in storage.copies:
+        assert copy.memory.contents().items() >= whole.items()
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_copy_is_down_and_comes_back(built: Mirrored, tmp_path: Path, name: str) -> None:
+    actions = await actions_on(built, tmp_path)
+    act = actions.all()[name]
+    built.copies[1].is_down = True
+    with pytest.raises(StorageUnavailableError):
+        await act(built, Told())
+    built.copies[1].is_down = False
+    built.settled.clear()
+    await act(built, Told())
+    assert actions.identity.head_key in built.settled or name == "gc"
+    if name != "gc":
+        assert_alike(built)
+    await found_in(built)
+    if name == "expire":
+        assert all(key == "des.json" for place in built.places for key in place.memory.contents())
+
+
+async def test_repairing_while_a_copy_is_down(built: Mirrored, tmp_path: Path) -> None:
+    actions = await actions_on(built, tmp_path)
+    await built.primary.memory.delete(actions.identity.head_key)
+    built.copies[0].is_down = True
+    with pytest.raises(NotSettledError, match="2 of 3 places"):
+        await actions.repair(built, Told())
+    built.copies[0].is_down = False
+    assert (await actions.repair(built, Told())).outcome == "good"
+    assert_alike(built)
+
+
+async def test_a_quorum_is_enough(built: Mirrored, tmp_path: Path) -> None:
+    actions = await actions_on(built, tmp_path)
+    built.quorum, built.copies[0].is_down = 2, True
+    for act in (actions.pack, actions.delete, actions.replace):
+        await act(built, Told())
+    built.copies[0].is_down = False
+    await found_in(built)
+
+
+@pytest.mark.parametrize("name", DELETING)
+async def test_what_one_place_does_not_delete_stays_condemned(built: Mirrored, tmp_path: Path, name: str) -> None:
+    actions = await actions_on(built, tmp_path)
+    identity, act = actions.identity, actions.all()[name]
+    await actions.delete(built, Told())
+    copy = built.copies[1]
+    copy.undeletable = {key for key in copy.memory.contents() if key.startswith(identity.segment_prefix)}
+    with pytest.raises(StorageUnavailableError, match="place-2 is down"):
+        await act(built, Told())
+    whole, left = built.primary.memory.contents(), copy.memory.contents()
+    stuck = {key for key in left if key in copy.undeletable} - set(whole)
+    copy.undeletable = set()
+    tables = (await load_head(built, identity)).head.tables
+    condemned = {identity.segment_key(item.name) for item in tables.condemned}
+    if name == "expire":  # it removes orphans too, which no list has
+        stuck &= condemned
+    assert stuck
+    assert stuck <= condemned
+    await act(built, Told())
+    assert not stuck & set(copy.memory.contents())
+    await found_in(built)
+
+
+async def test_nothing_is_deleted_before_the_copies_know(built: Mirrored, tmp_path: Path) -> None:
+    actions = await actions_on(built, tmp_path)
+    before = set(built.primary.memory.contents())
+    built.copies[0].is_down = True
+    for name in DELETING:
+        with pytest.raises(StorageUnavailableError):
+            await actions.all()[name](built, Told())
+        assert before <= set(built.primary.memory.contents())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "repair"])
+async def test_no_changes_without_the_primary(built: Mirrored, tmp_path: Path, name: str) -> None:
+    actions = await actions_on(built, tmp_path)
+    before = [place.memory.contents() for place in built.places]
+    built.primary.is_down = True
+    with pytest.raises(StorageUnavailableError):
+        await actions.all()[name](built, Told())
+    assert [place.memory.contents() for place in built.places] == before
