@@ -23,6 +23,7 @@ from des.shard.codecs import Compression
 from des.shard.layout import HEADER
 from des.store.cache import ByteLRU
 from des.store.catalogs import CatalogReader, load_segment, read_rows
+from des.store.places import list_everywhere
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -167,14 +168,10 @@ async def _survey(storage: Storage, base: WholeHead) -> _Survey:
     )
     listed = {ref.name for ref in base.tables.segments}
     catalogs = CatalogReader(storage, ByteLRU(_CACHE_BYTES))
-    # What is condemned may be left in one of several places, where an earlier run could not delete it, and be listed no more.
-    unlisted = {item.name for item in base.tables.condemned}
-    async for info in storage.list(base.identity.segment_prefix):
+    for info in await list_everywhere(storage, base.identity):
         name = segment_name(base.identity, info.key)
-        if name is not None:
-            unlisted.add(name)
-    for name in sorted(unlisted - listed):
-        await _survey_unlisted(storage, base, catalogs, name, survey)
+        if name is not None and name not in listed:
+            await _survey_unlisted(storage, base, catalogs, name, survey)
     return survey
 
 

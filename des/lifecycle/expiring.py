@@ -19,6 +19,7 @@ from des.pack.commit import close_shard
 from des.routing import parse_day
 from des.store.heads import load_head, unproven
 from des.store.listing import days_of
+from des.store.places import list_everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -76,14 +77,13 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
         StorageError: the storage is unwell.
     """
     measured = await measure_shard(storage, identity)
-    closed = await close_shard(storage, identity, now)
-    listed = [info.key async for info in storage.list(identity.segment_prefix)]
-    if not await _is_still(storage, identity, closed.version):
+    version = await close_shard(storage, identity, now)
+    infos = await list_everywhere(storage, identity)
+    if not await _is_still(storage, identity, version):
         return measured  # another run has removed the shard; what was listed may belong to a new one
-    # What is condemned may be left in one of several places, where an earlier run could not delete it.
-    for key in dict.fromkeys([*listed, *map(identity.segment_key, closed.going)]):
-        await storage.delete(key)
-    if await _is_still(storage, identity, closed.version):
+    for info in infos:
+        await storage.delete(info.key)
+    if await _is_still(storage, identity, version):
         await storage.delete(identity.head_key)
     return measured
 

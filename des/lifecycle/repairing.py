@@ -42,6 +42,7 @@ from des.storage.protocol import IfAbsent, IfVersion
 from des.store.catalogs import load_segment, read_rows
 from des.store.checking import check_head
 from des.store.heads import MAX_HEAD_BYTES, unproven, whole_head
+from des.store.places import list_everywhere
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
     Raises:
         UnsupportedFormatError: the shard is of a newer format.
         ConflictError: the head was repaired by somebody else meanwhile.
+        NotSettledError: the head is good now, but too few places hold it.
         ShardFullError: the segments hold more than a shard takes.
-        StorageError: the storage is unwell.
+        StorageError: the storage is unwell, or one of its places: a segment may be left in that one alone.
     """
     repair = Repair(identity.shard_name)
     state = await _state_of_head(storage, identity)
@@ -140,7 +142,7 @@ async def _require_segments(storage: Storage, identity: Identity, tables: HeadTa
     Raises:
         ConflictError: it was; the new head is closed again.
     """
-    there = {segment_name(identity, info.key) async for info in storage.list(identity.segment_prefix)}
+    there = {segment_name(identity, info.key) for info in await list_everywhere(storage, identity)}
     if not {ref.name for ref in tables.segments} <= there:
         await close_shard(storage, identity, await microseconds_now(storage))
         raise ConflictError(f"shard {identity.shard_name} is being removed by `des expire`; run that again.")
@@ -184,7 +186,7 @@ class _Found:
 
 async def _read_segments(storage: Storage, identity: Identity, repair: Repair) -> list[_Found]:
     found = []
-    async for info in storage.list(identity.segment_prefix):
+    for info in await list_everywhere(storage, identity):
         name = segment_name(identity, info.key)
         if name is None:
             continue

@@ -67,14 +67,6 @@ class Swapped:
     written: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedHead:
-    """A head that no writer may change any more: its version, and the names of the segments that go."""
-
-    version: str
-    going: tuple[bytes, ...]
-
-
 class NotSettledError(StorageUnavailableError):
     """A head holds a commit, but too few places hold that head: nothing of it is acknowledged. The same call again finishes it."""
 
@@ -261,7 +253,7 @@ async def _swap(
             return Swapped(tables, written=True)
 
 
-async def close_shard(storage: Storage, identity: Identity, since: int) -> ClosedHead:
+async def close_shard(storage: Storage, identity: Identity, since: int) -> str:
     """Swap in an empty head that condemns all segments and that no writer may change any more, and settle it: the beginning of a shard's removal.
 
     Args:
@@ -269,18 +261,21 @@ async def close_shard(storage: Storage, identity: Identity, since: int) -> Close
         identity: the shard. Where it has no head, a closed one is made, so that nobody makes another kind meanwhile.
         since: microseconds since 1970.
 
+    Returns:
+        The version of the closed head.
+
     Raises:
         CorruptShardError: the head is damaged.
         ConflictError: others kept changing the head; run again.
         NotSettledError: the head is closed, but too few places hold that head.
         StorageError: the storage is unwell.
     """
-    closed = await _close(storage, identity, since)
+    version = await _close(storage, identity, since)
     await settle(storage, identity)
-    return closed
+    return version
 
 
-async def _close(storage: Storage, identity: Identity, since: int) -> ClosedHead:
+async def _close(storage: Storage, identity: Identity, since: int) -> str:
     for _ in range(MAX_ATTEMPTS):
         tables = HeadTables(generation=0, lineage=new_name())
         mode: PutMode = IfAbsent()
@@ -288,7 +283,7 @@ async def _close(storage: Storage, identity: Identity, since: int) -> ClosedHead
             loaded = await load_head(storage, identity)
             loaded.require_proof()
             if loaded.head.is_closed:
-                return ClosedHead(loaded.version, tuple(one.name for one in loaded.head.tables.condemned))
+                return loaded.version
             tables, mode = loaded.head.tables, IfVersion(loaded.version)
         going = [Condemned(ref.name, since) for ref in tables.segments]
         empty = HeadTables(tables.generation, tables.lineage, commit_log=tables.commit_log)

@@ -1,4 +1,4 @@
-"""Damage in one place, and the same object whole in another.
+"""Several places that hold the same objects: damage in one and the same object whole in another, and what only one of them has left.
 
 Only the reader can tell that bytes are damaged, so it is the reader that asks the other places. Rules:
 
@@ -23,7 +23,8 @@ from des.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from des.storage.protocol import Storage
+    from des.shard.layout import Identity
+    from des.storage.protocol import ObjectInfo, Storage
 
 Result = TypeVar("Result")
 
@@ -92,3 +93,18 @@ async def _good(
             f"{key} is damaged where it was read, and another place that may have it whole cannot be asked: {trouble}"
         ) from damage
     raise damage
+
+
+async def list_everywhere(storage: Storage, identity: Identity) -> list[ObjectInfo]:
+    """List a shard's segments, in any place of a storage, in order of their keys.
+
+    A plain listing is the primary's: enough for what heads point at. Whoever has to reach the last copy of something, or to miss none, asks all.
+
+    Raises:
+        StorageError: the storage, or one of its places, is unwell.
+    """
+    found: dict[str, ObjectInfo] = {}
+    for place in storage.alternatives(identity.head_key) or [storage]:
+        async for info in place.list(identity.segment_prefix):
+            found.setdefault(info.key, info)
+    return [found[key] for key in sorted(found)]

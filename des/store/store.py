@@ -271,12 +271,14 @@ class Store:
     async def _read_stored(self, found: FoundFile) -> bytes:
         while True:
             try:
-                return await first_good(self.storage, found.segment_key, partial(_checked, found))
+                return await _checked(found, self.storage)
             except ObjectNotFoundError as error:
                 again = await self._refind(found, error)
                 if not is_same_payload(found, again):
                     raise _changed(found) from error
                 found = again
+            except CorruptShardError as damage:
+                return await elsewhere(self.storage, found.segment_key, damage, partial(_checked, found))
 
     @asynccontextmanager
     async def open_range(self, found: FoundFile, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
