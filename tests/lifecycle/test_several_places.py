@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from des.errors import StorageUnavailableError
+from des.lifecycle.choosing import Rules
+from des.lifecycle.compacting import compact_shard
+from des.lifecycle.rewriting import Rewriting
 from des.pack.commit import NotSettledError
+from des.shard.chunking import CHUNK_BYTES, LARGE_BYTES
+from des.shard.codecs import Compression
 from des.store.heads import load_head
+from des.store.verifying import verify
 from tests.lifecycle.acting import Actions, Told, build, found_in, shard_on
-from tests.making import WHEN, reading
+from tests.lifecycle.living import MINUTE, now
+from tests.making import WHEN, make_store, reading
 from tests.pack.packing import Sources
 from tests.storage.mirrored import Mirrored
+from tests.store.contents import DICTIONARY, noise, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,3 +134,24 @@ async def test_no_changes_without_the_primary(built: Mirrored, tmp_path: Path, n
     with pytest.raises(StorageUnavailableError):
         await actions.all()[name](built, Told())
     assert [place.memory.contents() for place in built.places] == before
+
+
+@pytest.mark.parametrize("compression", [None, Compression("lz4")], ids=["as_it_is", "anew"])
+async def test_compaction_takes_from_another_place_what_is_damaged(compression: Compression | None) -> None:
+    storage = Mirrored()
+    files = {"small": text(3_000), "large": noise(LARGE_BYTES + CHUNK_BYTES), "packed": text(5_000, seed=2)}
+    maker = await make_store(storage)
+    uids = dict(zip(maker.uids_of_one_shard(3, stem="small"), files.values(), strict=True))
+    identity = maker.identity(next(iter(uids)))
+    for uid, content in uids.items():
+        await maker.add({uid: content}, compression=Compression(dictionary=DICTIONARY))
+    for place in storage.places[:2]:
+        for key in [key for key in place.memory.contents() if key.startswith(identity.segment_prefix)]:
+            await place.spoil(key)
+    rules = Rules(garbage_share=0.0)
+    done = await compact_shard(storage, identity, rules, Rewriting(compression), now=await now(storage), grace=-MINUTE)
+    assert done.files == len(files)
+    async with reading(storage) as store:
+        assert (await verify(store)).garbage == []
+        for uid, content in uids.items():
+            assert await store.get(uid, WHEN) == content
