@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "shard": {"errors", "routing"},
     "storage": {"errors", "routing", "settings", "tasks", "shard"},
     "metrics": {"errors", "storage"},
-    "storage.opening": {"errors", "settings", "storage", "metrics"},
+    "storage.opening": {"errors", "settings", "tasks", "storage", "metrics"},
     "store": {"errors", "routing", "settings", "tasks", "shard", "storage", "storage.opening"},
     "logs": {"errors", "settings"},
     "console": {"errors", "settings", "logs"},

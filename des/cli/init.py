@@ -15,6 +15,7 @@ from des.lifecycle.growing import adopt, grow
 from des.routing import MAX_N_BITS, MIN_N_BITS
 from des.storage.descriptor import DEFAULT_N_BITS, ensure_descriptor, read_descriptor
 from des.storage.opening import open_storage
+from des.store.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -90,7 +91,7 @@ def _says(descriptor: Descriptor) -> str:
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Storage]:
-    storage = await open_storage(settings)
+    storage = await open_storage(settings, WholeObjects())
     try:
         yield storage
     finally:

@@ -24,6 +24,7 @@ from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
+from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ async def _run(
                 stopped_by = number
                 scope.cancel()
 
-    storage: Storage = await open_storage(settings)
+    storage: Storage = await open_storage(settings, WholeObjects())
     try:
         async with open_tasks() as tasks:
             tasks.start_soon(stop_on_signal, tasks.cancel_scope)

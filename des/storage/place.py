@@ -17,16 +17,18 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from des.errors import ObjectNotFoundError, PreconditionFailedError, StorageError, StorageUnavailableError
-from des.storage.breaker import Breaker
 from des.storage.bounded_map import BoundedMap
+from des.storage.breaker import Breaker
 from des.storage.latency import LatencyQuantile
 from des.storage.protocol import IfVersion, PlaceState, Suffix
 from des.storage.wrapper import Call, StorageWrapper, Tally
+from des.storage.zone_observer import NobodyObserves
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from des.storage.protocol import ObjectInfo, Purpose, PutMode, Storage
+    from des.storage.zone_observer import ZoneObserver
 
 STAMP_BYTES = 64
 _KEPT_VERSIONS = 16_384
@@ -62,6 +64,7 @@ class Place(StorageWrapper):
         is_primary: bool,
         address: str | None = None,
         breaker: Breaker | None = None,
+        observer: ZoneObserver | None = None,
     ) -> None:
         """Speak of a storage as of a place.
 
@@ -71,6 +74,7 @@ class Place(StorageWrapper):
             is_primary: see the class.
             address: for people and labels; the storage's own where None.
             breaker: one of its own where None.
+            observer: told when the place is left alone, and when it is asked again.
         """
         super().__init__(inner)
         self.address = address or inner.address
@@ -79,6 +83,9 @@ class Place(StorageWrapper):
         self.breaker = breaker or Breaker()
         self.latency = LatencyQuantile()
         self.holds_store = False
+        self._observer = observer or NobodyObserves()
+        self._was_well = True
+        self._observer.place_up(self.address, is_up=True)
         self._inner_versions: BoundedMap[tuple[str, str], str] = BoundedMap(_KEPT_VERSIONS)
 
     def __repr__(self) -> str:
@@ -97,17 +104,32 @@ class Place(StorageWrapper):
         try:
             yield Tally()
         except BaseException as error:
-            self._ended(error)
+            self._failed(error)
             raise
-        self.breaker.succeeded()
+        self._answered()
 
-    def _ended(self, error: BaseException) -> None:
+    def was_late(self) -> None:
+        """Take note that the place did not answer within the time it was given."""
+        self.breaker.failed()
+        self._tell()
+
+    def _answered(self) -> None:
+        self.breaker.succeeded()
+        self._tell()
+
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, ObjectNotFoundError | PreconditionFailedError):
-            self.breaker.succeeded()
+            self._answered()
         elif isinstance(error, StorageError):
-            self.breaker.failed()
+            self.was_late()
         else:
             self.breaker.abandoned()
+
+    def _tell(self) -> None:
+        is_well = not self.breaker.is_open
+        if is_well is not self._was_well:
+            self._was_well = is_well
+            self._observer.place_up(self.address, is_up=is_well)
 
     async def read_suffix(
         self, key: str, length: int, *, unless: str | None = None, purpose: Purpose = "footer"
@@ -143,9 +165,9 @@ class Place(StorageWrapper):
         try:
             data = await self.inner.read_range(key, start, end, version=inner_version, purpose=purpose)
         except BaseException as error:
-            self._ended(error)
+            self._failed(error)
             raise
-        self.breaker.succeeded()
+        self._answered()
         self.latency.add(time.monotonic() - began)
         return data
 

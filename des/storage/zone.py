@@ -31,6 +31,7 @@ from des.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
+from des.storage.hedging import Hedging
 from des.storage.latency import HedgeBudget
 from des.storage.protocol import IfVersion
 from des.storage.racing import Outcome, race
@@ -63,6 +64,7 @@ class Zone:
         quorum: how many places, the primary included, must hold a commit.
         place_timeout: seconds for one attempt at one place while there are others.
         heads: reads its heads.
+        when_damaged: told the keys of objects that are damaged at one of the places.
     """
 
     def __init__(
@@ -95,14 +97,19 @@ class Zone:
         self.quorum = quorum or len(self.places)
         self.place_timeout = place_timeout
         self.observer = observer or NobodyObserves()
-        self.damaged: Callable[[str], None] = lambda key: None  # noqa: ARG005 - set by who mends
+        self.when_damaged: Callable[[str], None] | None = None
         self._budget = budget or HedgeBudget(0)
         self.heads = HeadReader(
             self.places,
             place_timeout=place_timeout,
             copies_prove=self.quorum > 1,
-            found_damaged=lambda key: self.damaged(key),
+            found_damaged=self.damaged,
         )
+
+    def damaged(self, key: str) -> None:
+        """Take note that an object is damaged at one of the places."""
+        if self.when_damaged is not None:
+            self.when_damaged(key)
 
     # ---- reading ------------------------------------------------------------------------------------------------------------
 
@@ -171,41 +178,14 @@ class Zone:
         """
         if not self.copies:
             return await read(self.primary)
-        if is_hedged:
-            self._budget.earned()
-        hedges: dict[Place, Place] = {}  # who was asked besides, for whom
-        started: list[Place] = []
         longest = self.place_timeout + size / BYTES_PER_SECOND
-
-        def in_turn() -> Iterator[Place]:
-            for place in self.in_order():
-                if waiting_for:
-                    hedges[place] = waiting_for.pop()
-                started.append(place)
-                yield place
-
-        waiting_for: list[Place] = []
-
-        async def patience(place: Place) -> None:
-            usual = place.latency.value() if is_hedged and len(started) < len(self.places) else None
-            if usual is not None and usual < longest:
-                await anyio.sleep(usual)
-                if self._budget.spend():
-                    waiting_for.append(place)
-                    return
-                await anyio.sleep(longest - usual)
-            else:
-                await anyio.sleep(longest)
-            place.breaker.failed()
-
-        outcome = await race(in_turn(), read, patience)
+        budget = self._budget if is_hedged else None
+        hedging = Hedging(self.in_order(), len(self.places), longest, budget)
+        outcome = await race(hedging.contenders(), read, hedging.patience)
         if not outcome.results:
             raise self.error_of(key, outcome)
         winner, result = outcome.results[0]
-        for hedge in hedges:
-            self.observer.hedged(hedge.address, "won" if hedge is winner else "lost")
-        if winner is not started[0] and winner not in hedges:
-            self.observer.failed_over(winner.address)
+        hedging.won(winner, self.observer)
         return result
 
     def in_order(self) -> Iterator[Place]:
@@ -348,7 +328,7 @@ class _Stream:
                     self._position += len(piece)
                     return piece
             if scope.cancelled_caught:
-                place.breaker.failed()
+                place.was_late()
                 late = f"no answer within {self._zone.place_timeout} s."
                 self._outcome.errors.append((place, StorageTimeoutError(late)))
             self._place = None

@@ -189,13 +189,15 @@ async def bring_up(primary: Primary, copy: Place) -> BroughtUp:
         if head is None:
             look = await primary.look(other_than=look)
             continue
-        known = await _names_at(copy, there)
+        known = _names_at(there)
         try:
             total = await _bring_segments(primary, copy, head, known, total)
         except ObjectNotFoundError as error:
             fresh = await primary.look(other_than=look)
             if fresh.version == look.version:
-                raise CorruptShardError(f"{key} names a segment that no place of zone {zone.name} has: {error}") from error
+                raise CorruptShardError(
+                    f"{key} names a segment that no place of zone {zone.name} has: {error}"
+                ) from error
             look = fresh
             continue
         mode: PutMode = IfVersion(there.version) if there.version else IfAbsent()
@@ -226,7 +228,7 @@ def _is_ahead(there: Look, look: Look) -> bool:
     )
 
 
-async def _names_at(copy: Place, there: Look) -> frozenset[bytes]:
+def _names_at(there: Look) -> frozenset[bytes]:
     """Return the names of the segments that the copy's own head needs; none where it has no good one."""
     if there.suffix is None or there.history is None:
         return frozenset()
@@ -269,6 +271,7 @@ async def copy_segment(zone: Zone, target: Place, key: str, verifier: Verifier) 
         StorageError: a place is unwell.
     """
     errors: list[CorruptShardError | StorageError] = []
+    missing = ObjectNotFoundError(f"there is no {key} at any other place of zone {zone.name}.")
     for source in zone.places:
         if source is target:
             continue
@@ -277,13 +280,13 @@ async def copy_segment(zone: Zone, target: Place, key: str, verifier: Verifier) 
             await _copy(source, target, key, size)
             await verifier.check_segment(target, key)
         except ObjectNotFoundError as error:
-            last = error
+            missing = error
         except (CorruptShardError, StorageError) as error:
             errors.append(error)
         else:
             return size
     if not errors:
-        raise last
+        raise missing
     damage = next((error for error in errors if isinstance(error, CorruptShardError)), None)
     if damage is None:
         raise errors[0]
@@ -339,7 +342,10 @@ class Settler:
     async def _settle(self, key: str) -> None:
         zone = self._zone
         primary = Primary(zone, key, self._verifier)
-        await primary.look()
+        try:
+            await primary.look()
+        except ObjectNotFoundError:
+            return  # the shard has been removed meanwhile
         asked = [copy for copy in zone.copies if copy.breaker.allows()]
         if 1 + len(asked) < zone.quorum:
             asked = list(zone.copies)

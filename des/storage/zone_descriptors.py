@@ -103,6 +103,7 @@ class Descriptors:
         """Ask all places that are worth it; one that is late is waited for only while its zone has no other answer."""
         descriptors: dict[Place, Descriptor | None] = {}
         errors: dict[Place, StorageError] = {}
+        found = {zone.name: anyio.Event() for zone in self._zones}
 
         async def ask(place: Place) -> None:
             try:
@@ -112,6 +113,8 @@ class Descriptors:
             except SettingsError as error:
                 raise SettingsError(f"{place}: {error}") from error
             place.holds_store = descriptors.get(place) is not None
+            if place.holds_store:
+                found[place.zone].set()
 
         async def ask_zone(zone: Zone) -> None:
             asked = [place for place in zone.places if place.breaker.allows()] or zone.places
@@ -123,11 +126,10 @@ class Descriptors:
 
         async def give_up(zone: Zone, asked: Sequence[Place], scope: anyio.CancelScope) -> None:
             await anyio.sleep(zone.place_timeout)
-            while not any(descriptors.get(place) for place in asked):
-                await anyio.sleep(zone.place_timeout)
+            await found[zone.name].wait()
             for place in asked:
                 if place not in descriptors and place not in errors:
-                    place.breaker.failed()
+                    place.was_late()
             scope.cancel()
 
         await run_all(ask_zone, self._zones, len(self._zones))
@@ -250,9 +252,7 @@ class Descriptors:
             found = await self._make_at(zone, place, store_id, is_brought_up=is_brought_up)
         self._check(zone, place, found, store_id, self._zones[0].primary)
 
-    async def _make_at(
-        self, zone: Zone, place: Place, store_id: bytes, *, is_brought_up: bool = False
-    ) -> Descriptor:
+    async def _make_at(self, zone: Zone, place: Place, store_id: bytes, *, is_brought_up: bool = False) -> Descriptor:
         if not is_brought_up and await _has_shards(place):
             found = await read_descriptor(place)  # another writer may just have made it, and its first shards
             if found is None:
@@ -266,7 +266,9 @@ class Descriptors:
         except StorageDeniedError:
             raise
         except StorageError as error:
-            failure: StorageError | None = error  # another was first, or the outcome is unknown: what is there now decides
+            failure: StorageError | None = (
+                error  # another was first, or the outcome is unknown: what is there now decides
+            )
         else:
             failure = None
         found = await read_descriptor(place)
@@ -283,7 +285,6 @@ class Descriptors:
         """
         await self.complete()
         for zone in self._zones:
-
             failures = await zone.everywhere(zone.places, self._check_place)
             for place, error in failures:
                 if place.is_primary or not isinstance(error, StorageError):

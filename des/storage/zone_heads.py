@@ -134,9 +134,11 @@ class HeadReader:
 
     def _saw(self, key: str, history: History, *, at_primary: bool) -> None:
         floor = self._floors.get(key)
-        if floor is None or (at_primary and floor.lineage != history.lineage):
-            self._floors.put(key, history)
-        elif floor.lineage == history.lineage and floor.generation < history.generation:
+        if floor is not None and floor.lineage == history.lineage:
+            is_news = floor.generation < history.generation
+        else:
+            is_news = floor is None or at_primary
+        if is_news:
             self._floors.put(key, history)
 
     # ---- reading ------------------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ class HeadReader:
                     return found.data
                 replaced = True
             if scope.cancelled_caught:
-                place.breaker.failed()
+                place.was_late()
         if replaced:
             return None
         raise StorageUnavailableError(f"{key} cannot be read from {look.place} any more ({error}).") from error
@@ -252,7 +254,7 @@ class HeadReader:
             left = ends - time.monotonic()
             if left <= 0:
                 for place in poll.unanswered - late:
-                    place.breaker.failed()
+                    place.was_late()
                 late |= poll.unanswered
                 return
             await poll.wait(partial(anyio.sleep, left))
@@ -272,7 +274,7 @@ class HeadReader:
     def _by_copies(self, key: str, poll: Poll[Look, Place]) -> Chosen | None:
         """Return what the copies that have answered say, with a primary that is behind or damaged; None where that is not enough."""
         floor = self._floors.get(key)
-        looks = {place: look for place, look in poll.outcome.results}
+        looks = dict(poll.outcome.results)
         primary = looks.get(self._primary)
         copies = [looks[copy] for copy in self._copies if copy in looks]
         are_all = len(copies) == len(self._copies)

@@ -76,13 +76,11 @@ async def list_zone(zone: Zone, prefix: str) -> AsyncGenerator[ObjectInfo, None]
 
 
 def _late(zone: Zone) -> StorageError:
-    zone.primary.breaker.failed()
+    zone.primary.was_late()
     return StorageTimeoutError(f"no answer within {zone.place_timeout} s.")
 
 
-async def _ask_all_copies(
-    zone: Zone, ask: Callable[[Place], Awaitable[T]], failure: StorageError | None
-) -> list[T]:
+async def _ask_all_copies(zone: Zone, ask: Callable[[Place], Awaitable[T]], failure: StorageError | None) -> list[T]:
     if not zone.copies and failure is not None:
         raise failure
     answers: dict[Place, T] = {}
@@ -92,7 +90,9 @@ async def _ask_all_copies(
 
     said = f"the primary {zone.primary} cannot be listed ({failure or 'it is left alone after failures'})"
     if not zone.heads.copies_prove or not all(copy.holds_store for copy in zone.copies):
-        raise StorageUnavailableError(f"{said}, and its copies need not have all that it has; try again later.") from failure
+        raise StorageUnavailableError(
+            f"{said}, and its copies need not have all that it has; try again later."
+        ) from failure
     try:
         await run_all(take, zone.copies, len(zone.copies))
     except StorageError as error:

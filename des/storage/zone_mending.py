@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio.to_thread
 
-from des.errors import CorruptShardError, DESError, ObjectNotFoundError, StorageError, UnsupportedFormatError
+from des.errors import CorruptShardError, DESError, StorageError, UnsupportedFormatError
 from des.storage.bounded_map import BoundedMap
 from des.storage.protocol import IfVersion
 from des.storage.zone_copying import MAX_HEAD_BYTES, Primary, bring_up
@@ -126,23 +126,22 @@ async def _mend_head(zone: Zone, key: str, verifier: Verifier) -> Mapping[Place,
 
 
 async def _examine(zone: Zone, place: Place, key: str, verifier: Verifier) -> _Examined:
+    unknown = _Examined("unknown")  # not to be reached or judged, or replaced meanwhile: whoever reads it next will tell
     try:
         look = await zone.heads.look(key, None, place)
-        if look.state in {"absent", "newer"}:
-            return _Examined("absent" if look.state == "absent" else "unknown")
+        if look.state == "absent":
+            return _Examined("absent")
         suffix = await place.read_suffix(key, MAX_HEAD_BYTES)
-        if suffix is None or suffix.version != look.version:
-            return _Examined("unknown")  # replaced meanwhile: whoever reads it next will tell
-        try:
-            await anyio.to_thread.run_sync(verifier.check_head, key, suffix.data)
-        except UnsupportedFormatError:
-            return _Examined("unknown")
-        except CorruptShardError:
-            return _Examined("damaged", look.version, look.history)
-    except ObjectNotFoundError:
-        return _Examined("absent")
     except StorageError:
-        return _Examined("unknown")
+        return unknown
+    if suffix is None or suffix.version != look.version:
+        return unknown
+    try:
+        await anyio.to_thread.run_sync(verifier.check_head, key, suffix.data)
+    except UnsupportedFormatError:
+        return unknown
+    except CorruptShardError:
+        return _Examined("damaged", look.version, look.history)
     return _Examined("good", look.version, look.history, suffix.data)
 
 

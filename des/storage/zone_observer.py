@@ -20,6 +20,9 @@ class ZoneObserver(Protocol):
     def mended(self, place: str, status: MendStatus) -> None:
         """An object at a place was looked at because it was found damaged in one of the places."""
 
+    def place_up(self, place: str, *, is_up: bool) -> None:
+        """A place is asked from now on, or left alone after failures."""
+
 
 class NobodyObserves:
     """Counts nothing."""
@@ -31,4 +34,7 @@ class NobodyObserves:
         """See `ZoneObserver`."""
 
     def mended(self, place: str, status: MendStatus) -> None:
+        """See `ZoneObserver`."""
+
+    def place_up(self, place: str, *, is_up: bool) -> None:
         """See `ZoneObserver`."""

@@ -83,7 +83,7 @@ class ZonedStorage:
         self._settlers = {zone: Settler(zone, verifier) for zone in self.zones}
         self._mender = Mender(self.zone_of, verifier, observer) if read_repair else None
         for zone in self.zones:
-            zone.damaged = self.mend
+            zone.when_damaged = self.mend
 
     def zone_of(self, key: str) -> Zone:
         """Return the zone that a key belongs to.
@@ -174,8 +174,7 @@ class ZonedStorage:
         zones = self._zones_under(prefix)
         async with AsyncExitStack() as stack:
             listings = [
-                _Listing(zone, await stack.enter_async_context(aclosing(list_zone(zone, prefix))))
-                for zone in zones
+                _Listing(zone, await stack.enter_async_context(aclosing(list_zone(zone, prefix)))) for zone in zones
             ]
             for listing in listings:
                 await listing.advance()

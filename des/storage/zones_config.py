@@ -110,6 +110,12 @@ class ZoneConfig:
     write_quorum: WriteQuorum = "all"
 
     @property
+    def quorum(self) -> int:
+        """`write_quorum` as a number of places."""
+        count = len(self.places)
+        return {"all": count, "majority": count // 2 + 1, 1: 1}[self.write_quorum]
+
+    @property
     def places(self) -> tuple[PlaceConfig, ...]:
         """The primary, then the copies."""
         return (self.primary, *self.copies)
