@@ -257,7 +257,7 @@ class Descriptors:
             found = await read_descriptor(place)  # another writer may just have made it, and its first shards
             if found is None:
                 raise SettingsError(
-                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {place.address} --adopt`, or name an empty place in {self._name}."
+                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
                 )
             return found
         fresh = Descriptor(store_id, self._epochs, IndexRange(self._n_bits, zone.start, zone.end))
