@@ -75,7 +75,7 @@ async def test_the_kind_of_the_trouble_is_told_where_all_have_the_same() -> None
     storage = ground.open()
     for place in storage.zones[0].places:
         place.inner = FaultyStorage(place.inner, [Fault(Fail(denied), at=None)])
-    with pytest.raises(StorageDeniedError, match="a0 .*; a1 .*denied on purpose"):
+    with pytest.raises(StorageDeniedError, match=r"a0 .*; a1 .*denied on purpose"):
         await storage.read_range(SEGMENT, 0, 1)
 
 
