@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import pytest
@@ -271,7 +272,7 @@ async def test_processes_that_commit_and_settle_in_any_order_agree(seed: int) ->
             await storage.settle(shard.key)
 
     names = {"x": shard.uids[1:4], "y": shard.uids[4:7]}
-    await scheduler.run({name: lambda name=name: act(name, names[name]) for name in names})
+    await scheduler.run({name: partial(act, name, uids) for name, uids in names.items()})
     assert is_same_everywhere(shard)
     assert generations == sorted(set(generations)), "an older head took the place of a newer one"
     shard.primary.is_down = True
