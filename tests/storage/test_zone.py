@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -37,6 +38,7 @@ async def stream(storage: ZonedStorage, start: int = 0, end: int = len(DATA)) ->
         return b"".join([piece async for piece in pieces])
 
 
+Read = Callable[["ZonedStorage"], Awaitable[bytes]]
 READS = [
     pytest.param(lambda storage: storage.read_range(SEGMENT, 0, len(DATA)), id="range"),
     pytest.param(stream, id="stream"),
@@ -45,7 +47,7 @@ READS = [
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("faults", [("is_down",), ("is_hung",), ("is_down", "is_hung"), ("is_hung", "is_hung")])
-async def test_the_next_place_answers_for_one_that_does_not(faults: tuple[str, ...], read) -> None:  # noqa: ANN001
+async def test_the_next_place_answers_for_one_that_does_not(faults: tuple[str, ...], read: Read) -> None:
     ground = await with_segment()
     storage = ground.open()
     for place, fault in zip(ground.ill[0], faults, strict=False):
@@ -57,7 +59,7 @@ async def test_the_next_place_answers_for_one_that_does_not(faults: tuple[str, .
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_a_place_that_lacks_it_is_no_proof(read) -> None:  # noqa: ANN001
+async def test_a_place_that_lacks_it_is_no_proof(read: Read) -> None:
     ground = await with_segment(at=(2,))
     assert await read(ground.open()) == DATA
     ground.ill[0][2].is_down = True
@@ -75,7 +77,7 @@ async def test_the_kind_of_the_trouble_is_told_where_all_have_the_same() -> None
     storage = ground.open()
     for place in storage.zones[0].places:
         place.inner = FaultyStorage(place.inner, [Fault(Fail(denied), at=None)])
-    with pytest.raises(StorageDeniedError, match="a0 .*; a1 .*denied on purpose"):
+    with pytest.raises(StorageDeniedError, match=r"a0 .*; a1 .*denied on purpose"):
         await storage.read_range(SEGMENT, 0, 1)
 
 

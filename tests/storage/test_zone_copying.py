@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from functools import partial
 
 import anyio
 import pytest
@@ -72,7 +74,7 @@ async def test_the_quorum_counts_the_places_that_hold_the_commit(
     if is_enough:
         await storage.settle(shard.key)
     else:
-        with pytest.raises(StorageUnavailableError, match="committed at the primary.*des zones sync"):
+        with pytest.raises(StorageUnavailableError, match=r"committed at the primary.*des zones sync"):
             await storage.settle(shard.key)
     for number in down:
         shard.copies[number].heal()
@@ -186,10 +188,8 @@ async def test_a_run_that_was_broken_off_anywhere_is_finished_by_the_next() -> N
 
         shard.copies[0].is_ill_for, shard.copies[0].is_down = is_due, True
         shard.copies[0].met = 0
-        try:
+        with suppress(StorageUnavailableError):
             await (await shard.open()).settle(shard.key)
-        except StorageUnavailableError:
-            pass
         head = shard.ground.contents()[1].get(shard.key)
         if head == shard.ground.contents()[0][shard.key]:
             assert is_same_everywhere(shard), "the head comes last"
@@ -272,7 +272,7 @@ async def test_processes_that_commit_and_settle_in_any_order_agree(seed: int) ->
             await storage.settle(shard.key)
 
     names = {"x": shard.uids[1:4], "y": shard.uids[4:7]}
-    await scheduler.run({name: lambda name=name: act(name, names[name]) for name in names})
+    await scheduler.run({name: partial(act, name, uids) for name, uids in names.items()})
     assert is_same_everywhere(shard)
     assert generations == sorted(set(generations)), "an older head took the place of a newer one"
     shard.primary.is_down = True
