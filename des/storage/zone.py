@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,7 +41,7 @@ from des.storage.zone_observer import NobodyObserves
 from des.storage.zone_writer import open_everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from des.storage.place import Place
@@ -142,7 +142,8 @@ class Zone:
         async with AsyncExitStack() as stack:
             stream = _Stream(self, key, start, end, version, purpose)
             stack.push_async_callback(stream.aclose)
-            yield stream.pieces(await stream.next_piece())
+            pieces = stream.pieces(await stream.next_piece())
+            yield await stack.enter_async_context(aclosing(pieces))
 
     async def probe(self, key: str) -> ObjectInfo:
         """Do as `Storage.head` for a segment, whose version does not matter: it is left out."""
@@ -306,7 +307,7 @@ class _Stream:
         self._opened = AsyncExitStack()
         self._arriving: AsyncIterator[bytes]
 
-    async def pieces(self, piece: bytes) -> AsyncIterator[bytes]:
+    async def pieces(self, piece: bytes) -> AsyncGenerator[bytes, None]:
         while piece:
             yield piece
             piece = await self.next_piece()

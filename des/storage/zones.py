@@ -24,11 +24,11 @@ import anyio
 from des.errors import SettingsError, StorageError, StorageTimeoutError
 from des.storage.descriptor import DESCRIPTOR_KEY
 from des.storage.protocol import Leftover, Level, ObjectInfo
-from des.storage.zone_copying import Settler
 from des.storage.zone_descriptors import Descriptors
 from des.storage.zone_keys import index_of
 from des.storage.zone_listing import list_level, list_zone
 from des.storage.zone_mending import Mender
+from des.storage.zone_settling import Settler
 from des.tasks import run_all
 
 if TYPE_CHECKING:
