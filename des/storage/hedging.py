@@ -46,17 +46,19 @@ class Hedging:
                 self._is_hedge_due = False
             yield place
 
-    async def patience(self, place: Place) -> None:
-        """Return when the next place shall be asked."""
-        waited = 0.0
+    def delay(self, place: Place) -> float:
+        """Return the seconds before which no other place need be thought of."""
         usual = place.latency.value() if self._budget is not None and self._left else None
-        if self._budget is not None and usual is not None and usual < self._longest:
-            await anyio.sleep(usual)
-            waited = usual
-            if self._budget.spend():
+        return self._longest if usual is None else min(usual, self._longest)
+
+    async def patience(self, place: Place, waited: float) -> None:
+        """Return when the next place shall be asked; `waited` seconds, the delay, have gone by."""
+        left = self._longest - waited
+        if left > 0:
+            if self._budget is not None and self._budget.spend():
                 self._is_hedge_due = True
                 return
-        await anyio.sleep(self._longest - waited)
+            await anyio.sleep(left)
         place.was_late()
 
     def won(self, winner: Place, observer: ZoneObserver) -> None:

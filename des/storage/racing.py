@@ -2,16 +2,17 @@
 
 Rules:
 
-1. One task an attempt, all in one group: when `race` returns or raises, no attempt runs any more. Losers are cancelled and awaited, so that what they
-   held (a connection, a slot) has been given back.
+1. When `race` returns or raises, no attempt runs any more. Losers are cancelled and awaited, so that what they held (a connection, a slot) has been
+   given back.
 2. An attempt that takes too long is not given up: it runs beside the next one, and still may win.
 3. What an attempt raises of `DESError` makes it a failed attempt; anything else is a mistake, ends all others and comes out as itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import anyio
 
@@ -19,12 +20,13 @@ from des.errors import DESError
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from anyio.abc import TaskGroup
 
 T = TypeVar("T")
 C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
 
 
 @dataclass(slots=True)
@@ -42,21 +44,82 @@ class Outcome(Generic[T, C]):
     started: list[C] = field(default_factory=list)
 
 
-async def race(
-    contenders: Iterable[C],
-    attempt: Callable[[C], Awaitable[T]],
-    patience: Callable[[C], Awaitable[None]],
-) -> Outcome[T, C]:
+class Pace(Protocol[C_contra]):
+    """When the next attempt begins although the one before it still runs."""
+
+    def delay(self, contender: C_contra, /) -> float:
+        """Return the seconds before which nothing need be done."""
+
+    async def patience(self, contender: C_contra, waited: float, /) -> None:
+        """Return when the next one may begin, after the delay has gone by; cancelled when any attempt ends first."""
+
+
+async def race(contenders: Iterator[C], attempt: Callable[[C], Awaitable[T]], pace: Pace[C]) -> Outcome[T, C]:
     """Run attempts until one succeeds or all have failed.
 
+    The first attempt runs in the caller's own task, and nothing is made for the others until its delay is over: most races end before.
+
     Args:
-        contenders: in the order in which they are asked; each is taken only when its turn has come.
+        contenders: in the order in which they are asked, at least one; each is taken only when its turn has come.
         attempt: asks one of them.
-        patience: returns when the next one may begin although this one still runs; cancelled when any attempt ends first.
+        pace: see there.
 
     Returns:
         What came of it; errors of attempts are no errors of the race.
     """
+    loop = asyncio.get_running_loop()
+    first = next(contenders)
+    outcome: Outcome[T, C] = Outcome(started=[first])
+    running, waiting = anyio.CancelScope(), anyio.CancelScope()
+    others: asyncio.Task[Outcome[T, C]] | None = None
+
+    async def run_others() -> Outcome[T, C]:
+        with waiting:
+            await pace.patience(first, delay)
+        return await _race_in_tasks(contenders, attempt, pace)
+
+    def begin() -> None:
+        nonlocal others
+        # Not in a task group, which would have to be there from the start: this function awaits it, however it ends.
+        others = loop.create_task(run_others())
+        others.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[Outcome[T, C]]) -> None:
+        if not task.cancelled() and (task.exception() is not None or task.result().results):
+            running.cancel()
+
+    delay = pace.delay(first)
+    timer = loop.call_later(delay, begin)
+    try:
+        with running:
+            try:
+                outcome.results.append((first, await attempt(first)))
+            except DESError as error:
+                outcome.errors.append((first, error))
+        timer.cancel()
+        if outcome.results:
+            return outcome
+        if others is None:
+            rest = await _race_in_tasks(contenders, attempt, pace)
+        else:
+            waiting.cancel()
+            await asyncio.wait([others])
+            rest = others.result()
+    finally:
+        timer.cancel()
+        if others is not None and not others.done():
+            others.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([others])
+    return Outcome(rest.results, [*outcome.errors, *rest.errors], [*outcome.started, *rest.started])
+
+
+async def _race_in_tasks(contenders: Iterator[C], attempt: Callable[[C], Awaitable[T]], pace: Pace[C]) -> Outcome[T, C]:
+    async def patience(contender: C) -> None:
+        delay = pace.delay(contender)
+        await anyio.sleep(delay)
+        await pace.patience(contender, delay)
+
     async with Poll(attempt) as poll:
         for contender in contenders:
             poll.ask(contender)

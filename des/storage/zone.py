@@ -182,7 +182,7 @@ class Zone:
         longest = self.place_timeout + size / BYTES_PER_SECOND
         budget = self._budget if is_hedged else None
         hedging = Hedging(self.in_order(), len(self.places), longest, budget)
-        outcome = await race(hedging.contenders(), read, hedging.patience)
+        outcome = await race(hedging.contenders(), read, hedging)
         if not outcome.results:
             raise self.error_of(key, outcome)
         winner, result = outcome.results[0]

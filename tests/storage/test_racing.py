@@ -1,10 +1,15 @@
 from __future__ import annotations
 
-import anyio
+from typing import TYPE_CHECKING
+
+import anyio.lowlevel
 import pytest
 
 from des.errors import StorageUnavailableError
 from des.storage.racing import race
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AT_ONCE, NEVER = 0.0, 3600.0
 
@@ -38,9 +43,25 @@ def trouble() -> StorageUnavailableError:
     return StorageUnavailableError("down on purpose.")
 
 
+class Pace:
+    """The next may begin after so many seconds; `then` is done at that time."""
+
+    def __init__(self, seconds: float, then: Callable[[], None] = lambda: None) -> None:
+        self.seconds = seconds
+        self.then = then
+
+    def delay(self, _: str) -> float:
+        return self.seconds
+
+    async def patience(self, _: str, waited: float) -> None:
+        assert waited == self.seconds
+        await anyio.lowlevel.checkpoint()
+        self.then()
+
+
 async def run(runners: Runners, seconds: float) -> tuple[list[str], list[str], list[str]]:
     with anyio.fail_after(5):
-        outcome = await race(list(runners.plan), runners.run, lambda _: anyio.sleep(seconds))
+        outcome = await race(iter(runners.plan), runners.run, Pace(seconds))
     assert not runners.running, "an attempt outlived the race"
     return [name for name, _ in outcome.results], [name for name, _ in outcome.errors], outcome.started
 
@@ -71,11 +92,9 @@ async def test_who_takes_long_may_still_win() -> None:
     late = anyio.Event()
     runners = Runners({"a": late, "b": trouble()})
 
-    async def patience(_: str) -> None:
-        await anyio.sleep(AT_ONCE)
-        late.set()
-
-    assert [name for name, _ in (await race(["a", "b"], runners.run, patience)).results] == ["a"]
+    outcome = await race(iter(runners.plan), runners.run, Pace(AT_ONCE, late.set))
+    assert [name for name, _ in outcome.results] == ["a"]
+    assert not runners.running
 
 
 async def test_a_mistake_ends_all_and_comes_out_as_itself() -> None:
@@ -91,3 +110,39 @@ async def test_a_race_that_is_cancelled_ends_all() -> None:
         await run(runners, AT_ONCE)
     assert scope.cancelled_caught
     assert (runners.cancelled, runners.running) == ({"a", "b"}, set())
+
+
+async def test_a_mistake_of_the_first_ends_the_others() -> None:
+    ready = anyio.Event()
+    runners = Runners({"a": ready, "b": anyio.Event()})
+
+    async def attempt(name: str) -> str:
+        if name == "b":
+            ready.set()
+        await runners.run(name)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await race(iter(runners.plan), attempt, Pace(AT_ONCE))
+    assert (runners.cancelled, runners.running) == ({"b"}, set())
+
+
+async def test_the_next_begins_at_once_where_the_first_fails_while_it_is_being_waited_for() -> None:
+    class Slow(Pace):
+        async def patience(self, name: str, waited: float) -> None:
+            del name, waited
+            failing.set()
+            await anyio.sleep(NEVER)
+
+    failing = anyio.Event()
+    runners = Runners({"a": failing, "b": None})
+
+    async def attempt(name: str) -> str:
+        await runners.run(name)
+        if name == "a":
+            raise trouble()
+        return name
+
+    with anyio.fail_after(5):
+        outcome = await race(iter(runners.plan), attempt, Slow(AT_ONCE))
+    assert [name for name, _ in outcome.results] == ["b"]
