@@ -79,7 +79,7 @@ def rendered(root: Path) -> dict[str, list[Manifest]]:
                 text = run(kubectl, "kustomize", path, cwd=copy)
             except CheckError as error:
                 raise CheckError(f"{name} does not render: {error}") from None
-            found[name] = [one for one in yaml.safe_load_all(text) if one]
+            found[name] = [one for one in yaml.load_all(text, yaml.CSafeLoader) if one]
         return found
 
 
@@ -149,7 +149,7 @@ def _schemas(version: str) -> Traversable:
 def _definitions(version: str) -> Registry[Any]:
     text = (_schemas(version) / "_definitions.json").read_text(encoding="utf-8")
     resource = Resource.from_contents(json.loads(text), default_specification=DRAFT202012)
-    return Registry().with_resource("_definitions.json", resource)
+    return Registry().with_resource("_definitions.json", resource).crawl()  # once, not at every look-up
 
 
 def broken(objects: list[Manifest]) -> Iterator[str]:
