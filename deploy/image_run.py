@@ -13,15 +13,16 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from deploy.image_build import Image
 
 EXEC_SECONDS = 30
+TRIES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,9 @@ class Container:
         return int(json.loads(state.stdout)["pid"])
 
     def healthy(self) -> bool:
-        """Ask the image's health check until it is satisfied or has failed as often as it may, as an engine does."""
+        """Ask the image's health check until it is satisfied, at most so often that an engine would have given up."""
         check = self.image.config["Healthcheck"]
-        for _ in range(check["Retries"] * 10):
-            if self.run(*check["Test"][1:]).returncode == 0:
-                return True
-        return False
+        return any(self.run(*check["Test"][1:]).returncode == 0 for _ in range(TRIES))
 
     def _runc(self, *arguments: str | Path) -> list[str]:
         return ["runc", "--root", str(self.host.work / "runc"), *map(str, arguments)]

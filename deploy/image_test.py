@@ -34,14 +34,16 @@ if TYPE_CHECKING:
 NAMES = {"seaweedfs": "127.0.0.1", "des-http-a": "127.0.0.11", "des-http-b": "127.0.0.12"}
 PACK_SECONDS = 60
 ASK_SECONDS = 20
-READ_ONLY = "/probe /etc/probe /opt/des/probe /data/probe /data/output/probe".split()
+READ_ONLY = ["/probe", "/etc/probe", "/opt/des/probe", "/data/probe", "/data/output/probe"]
 LOSES_NONE = 400  # requests that must all be answered while one of two retrievers stops
 
 
 def main() -> None:
     """Build, then run in a network of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--base", default=os.environ.get("BASE"), help="a base image with Python; default: made with debootstrap")
+    parser.add_argument(
+        "--base", default=os.environ.get("BASE"), help="a base image with Python; default: made with debootstrap"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "image", help="where base and image are kept")
     parser.add_argument("--built", action="store_true", help="do not build, only run what was built")
     options = parser.parse_args()
@@ -91,7 +93,10 @@ def describe(image: Image) -> None:
     labels = {name: value for name, value in config["Labels"].items() if name.startswith("org.opencontainers.image.")}
     prove(len(labels) >= len(("title", "description", "version", "revision")), f"the image's labels are {labels}")
     own, all_of_it = (disk_space(image.root / place) for place in ("opt/des", ""))
-    say("image", f"user {config['User']}, command {config['Cmd']}, {own} MB and {all_of_it - own} MB of its base, uncompressed")
+    say(
+        "image",
+        f"user {config['User']}, command {config['Cmd']}, {own} MB and {all_of_it - own} MB of its base, uncompressed",
+    )
     say("labels", ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in labels.items()))
 
 
@@ -136,7 +141,9 @@ def unprivileged(container: Container) -> None:
     script = "import errno, sys\nfor path in sys.argv[1:]:\n try: open(path, 'x')\n except OSError as e: print(errno.errorcode[e.errno])"
     said = container.run("python3", "-c", script, *READ_ONLY).stdout.split()
     prove(said == ["EROFS"] * len(READ_ONLY), f"writing to {READ_ONLY} gave {said}")
-    [root] = re.findall(r"^\S+ / \S+ (\S+)", Path(f"/proc/{container.pid()}/mounts").read_text(encoding="ascii"), re.MULTILINE)
+    [root] = re.findall(
+        r"^\S+ / \S+ (\S+)", Path(f"/proc/{container.pid()}/mounts").read_text(encoding="ascii"), re.MULTILINE
+    )
     prove("ro" in root.split(","), f"its root is mounted {root}")
     say("unprivileged", f"Uid {facts['Uid'].split()[0]}, CapEff {facts['CapEff']}, NoNewPrivs 1")
     say("read-only", f"/ is mounted {root.split(',')[0]}; creating {', '.join(READ_ONLY)}: EROFS")
@@ -156,21 +163,27 @@ def several_workers(host: Host, image: Image, services: Mapping[str, Mapping[str
 def behind_the_proxy(host: Host, image: Image, services: Mapping[str, Mapping[str, Any]]) -> None:
     """Of two retrievers behind the proxy one stops while clients ask: no answer is lost."""
     with (
-        started(Container(host, image, "des-http-a", services["des-http-a"], {"DES_HTTP_HOST": NAMES["des-http-a"]})) as first,
-        started(Container(host, image, "des-http-b", services["des-http-b"], {"DES_HTTP_HOST": NAMES["des-http-b"]})) as second,
+        started(
+            Container(host, image, "des-http-a", services["des-http-a"], {"DES_HTTP_HOST": NAMES["des-http-a"]})
+        ) as first,
+        started(
+            Container(host, image, "des-http-b", services["des-http-b"], {"DES_HTTP_HOST": NAMES["des-http-b"]})
+        ) as second,
     ):
         prove(first.healthy() and second.healthy(), "the retrievers behind the proxy never got healthy")
         with proxy(host):
             compare("http://127.0.0.1:8080")
             outcome: list[Exception] = []
-            under_way, stopping = threading.Event(), threading.Thread(target=lambda: stopped(first))
+            under_way = threading.Event()
             clients = threading.Thread(target=lambda: outcome.extend(ask_often(under_way)))
             clients.start()
             prove(under_way.wait(ASK_SECONDS), "no client got an answer through the proxy")
-            stopping.start()
-            stopping.join()
+            stopped(first)
             clients.join()
-            prove(not outcome, f"{len(outcome)} of {LOSES_NONE} requests were lost while one of two stopped: {outcome[:1]}")
+            prove(
+                not outcome,
+                f"{len(outcome)} of {LOSES_NONE} requests were lost while one of two stopped: {outcome[:1]}",
+            )
             say("proxy", f"{LOSES_NONE} requests answered while one of two retrievers stopped")
         stopped(second)
 
@@ -195,7 +208,9 @@ def proxy(host: Host) -> Iterator[None]:
         text = text.replace(f"{name}:", f"{address}:")
     configuration = host.work / "haproxy.cfg"
     configuration.write_text(text)
-    process = subprocess.Popen(["haproxy", "-db", "-f", configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["haproxy", "-db", "-f", configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         until_answered("http://127.0.0.1:8080/health")
         yield
@@ -243,7 +258,10 @@ def stopped(container: Container) -> None:
     except subprocess.TimeoutExpired:
         sys.exit(f"FAILED  {container.name} still ran {container.grace} s after the signal to stop")
     prove(status in {0, 128 + signal.SIGTERM}, f"{container.name} ended with {status}: {container.log.read_text()}")
-    say("stop", f"{container.name} ended {seconds:.1f} s after SIGTERM with status {status}; it may take {container.grace:.0f} s")
+    say(
+        "stop",
+        f"{container.name} ended {seconds:.1f} s after SIGTERM with status {status}; it may take {container.grace:.0f} s",
+    )
 
 
 def compare(address: str) -> None:
