@@ -149,7 +149,8 @@ def _schemas(version: str) -> Traversable:
 def _definitions(version: str) -> Registry[Any]:
     text = (_schemas(version) / "_definitions.json").read_text(encoding="utf-8")
     resource = Resource.from_contents(json.loads(text), default_specification=DRAFT202012)
-    return Registry().with_resource("_definitions.json", resource).crawl()  # once, not at every look-up
+    registry: Registry[Any] = Registry().with_resource("_definitions.json", resource)
+    return registry.crawl()  # once, not at every look-up
 
 
 def broken(objects: list[Manifest]) -> Iterator[str]:

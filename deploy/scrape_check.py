@@ -110,7 +110,7 @@ def running(command: Sequence[str], expression: str, **arguments: Any) -> Iterat
     if server.stderr is None:
         fail("no pipe.")
     lines: list[str] = []
-    found = None
+    found: re.Match[str] | None = None
     reader = threading.Thread(target=lines.extend, args=(server.stderr,))
     try:
         for line in server.stderr:
@@ -249,7 +249,9 @@ def main() -> None:
         shown = f"{min(numbers):12.5g} {max(numbers):12.5g}" if numbers else f"{SILENT.get(title, 'NO DATA'):>25}"
         print(f"{title:<32} {len(numbers):>6} {shown}  {' '.join(query.split())[:90]}")
     wrong = [f"{title!r} has no data" for (title, _), numbers in found.items() if not numbers and title not in SILENT]
-    wrong += [f"rule {rule['name']} is {rule['health']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
+    wrong += [
+        f"rule {rule['name']} is {rule['health']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"
+    ]
     wrong += [f"{job} is not up" for job in ("des-http", "des-jobs") if up.get(job) != "1"]
     wrong += [f"there are {workers} workers"] if workers != [float(WORKERS)] else []
     if wrong:

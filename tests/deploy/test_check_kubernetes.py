@@ -10,6 +10,7 @@ import yaml
 
 from deploy import check_kubernetes
 from deploy.checking import CheckError
+from deploy.prometheus_rule import OBJECT, RULES
 
 ROOT = Path(__file__).parents[2]
 BASE = Path("deploy/kubernetes/base")
@@ -40,7 +41,9 @@ def test_everything_renders_and_keeps_its_promises(targets: dict[str, list[dict[
         assert list(check_kubernetes.broken(objects)) == [], target
 
 
-@pytest.mark.parametrize("target", [pytest.param("overlays/s3", marks=pytest.mark.soak), "overlays/s3 + monitoring, job-metrics, zones"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("overlays/s3", marks=pytest.mark.soak), "overlays/s3 + monitoring, job-metrics, zones"]
+)
 def test_every_object_is_strictly_valid(targets: dict[str, list[dict[str, Any]]], target: str) -> None:
     for each in targets[target]:
         assert check_kubernetes.flaws(ROOT, each) == [], each["metadata"]["name"]
@@ -114,10 +117,10 @@ def test_a_promise_that_is_broken_is_named() -> None:
 
 def test_the_rules_of_kubernetes_are_those_of_prometheus(tmp_path: Path) -> None:
     check_kubernetes.rules(ROOT)
-    for path in (check_kubernetes.RULES, check_kubernetes.OBJECT):
+    for path in (RULES, OBJECT):
         (tmp_path / path).parent.mkdir(parents=True)
         shutil.copy(ROOT / path, tmp_path / path)
-    rules = tmp_path / check_kubernetes.RULES
+    rules = tmp_path / RULES
     rules.write_text(rules.read_text().replace("14.4", "14.5", 1))
     with pytest.raises(CheckError, match=r"deploy\.prometheus_rule"):
         check_kubernetes.rules(tmp_path)

@@ -74,7 +74,10 @@ def test_a_record_that_nobody_asks_for_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("expression", "names"),
     [
-        ('sum by (job) (rate(des_a_total{status=~"des_x|b"}[5m])) / on (job) group_left () des_b', {"des_a_total", "des_b"}),
+        (
+            'sum by (job) (rate(des_a_total{status=~"des_x|b"}[5m])) / on (job) group_left () des_b',
+            {"des_a_total", "des_b"},
+        ),
         ("job:des_bad:ratio_rate5m > 0.05 and up == 0", {"job:des_bad:ratio_rate5m", "up"}),
         ("time() - max by (des_label) (des_c offset 15m)", {"des_c"}),
         ("1 + vector(2)", set()),
