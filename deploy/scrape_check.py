@@ -31,7 +31,7 @@ from deploy.check_observability import DASHBOARD, DIRECTORY, RULES
 from deploy.checking import tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = "2024-01-31"
@@ -110,24 +110,29 @@ def running(command: Sequence[str], expression: str, **arguments: Any) -> Iterat
     if server.stderr is None:
         fail("no pipe.")
     lines: list[str] = []
-    found: re.Match[str] | None = None
     reader = threading.Thread(target=lines.extend, args=(server.stderr,))
     try:
-        for line in server.stderr:
-            lines.append(line)
-            found = re.search(expression, line)
-            if found:
-                break
-        if not found:
+        found = first_match(expression, server.stderr, lines)
+        if found is None:
             fail(f"{command[0]} did not start:\n{''.join(lines)}")
         reader.start()
         yield found
     finally:
         server.terminate()
         server.wait(timeout=60)
-        if found:
+        if reader.ident is not None:
             reader.join()
         server.stderr.close()
+
+
+def first_match(expression: str, log: Iterable[str], lines: list[str]) -> re.Match[str] | None:
+    """Return the match of the first line of a log that matches, None where it ends without; the lines that were read are kept."""
+    for line in log:
+        lines.append(line)
+        found = re.search(expression, line)
+        if found:
+            return found
+    return None
 
 
 def write_configuration(scratch: Path, service_port: int, jobs_port: int) -> Path:
