@@ -101,11 +101,17 @@ class Builder:
             self.buildah("rm", container)
 
 
-def need(*tools: str) -> None:
-    """End the program with one sentence where it is not root, or a command is missing."""
-    missing = [name for name in tools if shutil.which(name) is None]
+def need(**packages: str) -> None:
+    """End the program with one sentence where it is not root, or a command is missing.
+
+    Args:
+        packages: Debian's package by the command's name.
+    """
+    missing = {name: package for name, package in packages.items() if shutil.which(name) is None}
     if missing:
-        sys.exit(f"{', '.join(missing)} not found: apt-get install {' '.join(missing)}.")
+        sys.exit(
+            f"{', '.join(missing)} not found: apt-get install --no-install-recommends {' '.join(missing.values())}"
+        )
     if os.geteuid() != 0:
         sys.exit("it takes root: mounts and foreign owners cannot be had otherwise.")
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 NAMES = {"seaweedfs": "127.0.0.1", "des-http-a": "127.0.0.11", "des-http-b": "127.0.0.12"}
+NEEDED = {"buildah": "buildah", "runc": "runc", "haproxy": "haproxy", "unshare": "util-linux", "ip": "iproute2"}
 PACK_SECONDS = 60
 ASK_SECONDS = 20
 READ_ONLY = ["/probe", "/etc/probe", "/opt/des/probe", "/data/probe", "/data/output/probe"]
@@ -45,9 +46,9 @@ def main() -> None:
         "--base", default=os.environ.get("BASE"), help="a base image with Python; default: made with debootstrap"
     )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "image", help="where base and image are kept")
-    parser.add_argument("--built", action="store_true", help="do not build, only run what was built")
+    parser.add_argument("--built", action="store_true", help="run what was built, in this network")
     options = parser.parse_args()
-    need("buildah", "runc", "haproxy", "unshare", "ip", *(() if options.base else ("debootstrap",)))
+    need(**(NEEDED if options.base else NEEDED | {"debootstrap": "debootstrap"}))
     builder = Builder(options.work.resolve())
     if not options.built:
         builder.work.mkdir(parents=True, exist_ok=True)
