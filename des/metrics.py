@@ -106,6 +106,15 @@ MAINTENANCE_SUCCESS = Instrument(
 )
 MAINTENANCE = (MAINTENANCE_COUNTS, MAINTENANCE_SECONDS, MAINTENANCE_SUCCESS)
 
+HEDGES = Instrument(
+    "des_hedges_total", "counter", "Reads sent to a second place because the first was slow", ("place", "outcome")
+)
+FAILOVERS = Instrument("des_failovers_total", "counter", "Reads answered by a place that was not the first", ("place",))
+MENDED = Instrument("des_mended_total", "counter", "Objects looked at after damage, by place", ("place", "status"))
+PLACE_UP = Instrument(
+    "des_place_up", "gauge", "Workers that ask a place of a zone, and do not leave it alone", ("place",)
+)
+
 INSTRUMENTS = (
     RETRIEVALS,
     RETRIEVAL_SECONDS,
@@ -125,6 +134,10 @@ INSTRUMENTS = (
     PACK_BYTES,
     PACK_SECONDS,
     PACK_SUCCESS,
+    HEDGES,
+    FAILOVERS,
+    MENDED,
+    PLACE_UP,
     *MAINTENANCE,
 )
 
