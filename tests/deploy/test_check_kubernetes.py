@@ -3,14 +3,17 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import click
 import pytest
 import yaml
 
 from deploy import check_kubernetes
 from deploy.checking import CheckError
 from deploy.prometheus_rule import OBJECT, RULES
+from des.cli import des
+from des.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BASE = Path("deploy/kubernetes/base")
@@ -63,6 +66,47 @@ def test_overlays_and_components_say_where_the_store_is(targets: dict[str, list[
     deployment = one(targets["overlays/local"], "Deployment", "des-http")
     store = [volume for volume in deployment["spec"]["template"]["spec"]["volumes"] if volume["name"] == "store"]
     assert store == [{"name": "store", "persistentVolumeClaim": {"claimName": "des-store", "readOnly": True}}]
+
+
+@pytest.mark.parametrize("target", ["overlays/local", "overlays/s3", "overlays/s3 + zones"])
+def test_the_settings_are_settings(
+    targets: dict[str, list[dict[str, Any]]],
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in settings(targets[target]).items():
+        monkeypatch.setenv(name, value)
+    chosen = Settings()
+    assert (chosen.http_host, chosen.http_port, chosen.http_admin_port) == ("0.0.0.0", 8000, 8001)
+    assert caplog.messages == [], "a variable that names no setting is warned about"
+
+
+def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> None:
+    values = {"$(MANIFESTS)": "/data/manifests", "$(JOB_COMPLETION_INDEX)": "0"}
+    lines = set()
+    for each in targets["overlays/s3 + job-metrics"]:
+        pod = check_kubernetes.pod_spec(each)
+        for container in pod["containers"] if pod and each["metadata"]["name"] != "des-jobs" else ():
+            words = [*container["command"], *container.get("args", ())]
+            for name, value in values.items():
+                words = [word.replace(name, value) for word in words]
+            lines.add(" ".join(words))
+    assert lines == {
+        "des serve",
+        "des-pack --input /data/manifests --json",
+        "des-pack --input /data/manifests --json --metrics-file=/metrics/des-pack.prom",
+        "des-pack --input /data/manifests --json --partition 0/4",
+        "des verify --sample 0.01 --json --metrics-file=/metrics/des-verify.prom",
+        "des compact --json --metrics-file=/metrics/des-compact.prom",
+        "des gc --apply --json --metrics-file=/metrics/des-gc.prom",
+    }
+    group = cast("click.Group", des)
+    for line in lines:
+        verb, *arguments = line.replace("des-pack", "des pack").split()[1:]
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None
+        command.make_context(verb, arguments)
 
 
 @pytest.mark.parametrize(
