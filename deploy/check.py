@@ -7,8 +7,6 @@ command line, only those run. A tool that is missing fails its check and says ho
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,42 +15,13 @@ from typing import TYPE_CHECKING
 import yaml
 from compose_spec import PyCompose
 
+from deploy import check_kubernetes, check_observability
+from deploy.checking import CheckError, run, tool
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class CheckError(Exception):
-    """Something in deploy/ is wrong; the sentence says what and where."""
-
-
-def tool(name: str, how: str) -> str:
-    """Return the path of a command, taken from beside the running interpreter or from PATH.
-
-    Args:
-        name: the command.
-        how: how to get it, for the sentence where it is missing.
-
-    Raises:
-        CheckError: it is not there.
-    """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise CheckError(f"{name} is missing: {how}.")
-    return found
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command and return its standard output.
-
-    Raises:
-        CheckError: it failed; the sentence is what it printed.
-    """
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode:
-        raise CheckError((done.stdout + done.stderr).strip() or f"{command[0]} ended with status {done.returncode}.")
-    return done.stdout
 
 
 def containerfile(root: Path) -> None:
@@ -102,6 +71,8 @@ def render(root: Path, *profiles: str) -> str:
 CHECKS: dict[str, Callable[[Path], None]] = {
     "containerfile": containerfile,
     "compose": compose,
+    **check_kubernetes.CHECKS,
+    **check_observability.CHECKS,
 }
 
 
