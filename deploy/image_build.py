@@ -83,7 +83,7 @@ class Builder:
             name: the name to give it.
         """
         arguments = {"BASE": base, "REVISION": _revision()}
-        arguments |= {key: os.environ[key] for key in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if key in os.environ}
+        arguments |= {key: os.environ.get(key, "") for key in ("EXTRAS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")}
         options = [f"--build-arg={key}={value}" for key, value in arguments.items()]
         if CERTIFICATES.exists():  # whom this machine trusts is trusted while building, and not by the image
             options.append(f"--volume={CERTIFICATES}:{CERTIFICATES}:ro")
