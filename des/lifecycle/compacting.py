@@ -46,6 +46,7 @@ class Compaction:
         bytes_moved: stored bytes that were copied.
         tombstones_dropped: how many tombstones were forgotten.
         collected: condemned segments of earlier runs that were deleted.
+        stored_bytes: of all segments that the head listed before.
     """
 
     shard: str
@@ -56,6 +57,7 @@ class Compaction:
     bytes_moved: int = 0
     tombstones_dropped: int = 0
     collected: int = 0
+    stored_bytes: int = 0
 
 
 async def plan_compaction(storage: Storage, identity: Identity, rules: Rules) -> Compaction:
@@ -117,13 +119,20 @@ async def compact_shard(
                 rewritten.bytes_moved,
                 len(rewritten.dropped),
                 len(collected),
+                _stored_bytes(base),
             )
     raise ConflictError(f"{identity.head_key}: others compacted it {_ATTEMPTS} times meanwhile; run again.")
 
 
 def _unchanged(base: WholeHead, choice: Choice, collected: int) -> Compaction:
     segments = len(base.tables.segments)
-    return Compaction(base.identity.shard_name, choice, segments, segments, collected=collected)
+    return Compaction(
+        base.identity.shard_name, choice, segments, segments, collected=collected, stored_bytes=_stored_bytes(base)
+    )
+
+
+def _stored_bytes(base: WholeHead) -> int:
+    return sum(ref.size for ref in base.tables.segments)
 
 
 async def _choose(storage: Storage, base: WholeHead, rules: Rules) -> Choice:
