@@ -67,7 +67,7 @@ async def read(store: Store, uids: list[str], seconds: list[float]) -> None:
 
 async def measure(path: Path, ways: tuple[FaultProxy, ...], reads: int, seed: int, into: Figures) -> None:
     """Read with a store that knows its index, and note latencies and requests."""
-    generator = random.Random(seed)  # noqa: S311 - which files, and which answers are late
+    generator = random.Random(seed)
 
     def is_late(request: Request) -> bool:
         return (
@@ -94,7 +94,7 @@ async def measure(path: Path, ways: tuple[FaultProxy, ...], reads: int, seed: in
 
 async def run(server: S3Server, folder: Path, options: argparse.Namespace) -> list[Row]:
     buckets = (server.make_bucket(), server.make_bucket())
-    files = {f"file-{number}": random.Random(number).randbytes(4096) for number in range(FILES)}  # noqa: S311
+    files = {f"file-{number}": random.Random(number).randbytes(4096) for number in range(FILES)}
     hedged, plain = Figures(), Figures()
     async with FaultProxy.before(server) as primary, FaultProxy.before(server) as copy:
         ways = (primary, copy)

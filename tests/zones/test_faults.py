@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.store import Store
-    from tests.servers.fault_proxy import Fault, FaultProxy, Request
+    from tests.servers.fault_proxy import Effect, Fault, FaultProxy, Request
     from tests.servers.s3_servers import S3Server
 
 pytest_plugins = ["tests.servers.fixtures"]
@@ -54,8 +54,12 @@ def do_harm(stack: ExitStack, proxy: FaultProxy, kind: str, earlier: str) -> Fau
         return stack.enter_context(proxy.fault(OtherBucket(earlier), when=read_of_shards, times=None))
     if kind == "corrupt":
         return stack.enter_context(proxy.fault(Flip(at=None), method="GET", when=read_of_shards, times=None))
-    effect = {"slow": Delay(3 * PLACE_TIMEOUT), "down": Cut(after=None), "503": Answer(503, "SlowDown")}[kind]
-    return stack.enter_context(proxy.fault(effect, times=None))
+    effects: dict[str, Effect] = {
+        "slow": Delay(3 * PLACE_TIMEOUT),
+        "down": Cut(after=None),
+        "503": Answer(503, "SlowDown"),
+    }
+    return stack.enter_context(proxy.fault(effects[kind], times=None))
 
 
 @pytest.fixture(scope="module")
