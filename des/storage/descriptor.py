@@ -112,8 +112,8 @@ class Descriptor:
                 f" (n_bits {held.n_bits}); open the store through its zones file."
             )
 
-    def encode(self) -> bytes:
-        """Return the JSON of the descriptor, with a revision of its own at every call."""
+    def encode(self, revision: str | None = None) -> bytes:
+        """Return the JSON of the descriptor, with a revision of its own at every call where none is given."""
         held = self.index_range
         value = {
             "format": "des",
@@ -121,7 +121,7 @@ class Descriptor:
             "store_id": self.store_id.hex(),
             "n_bits": [{"from": epoch.first_day, "n_bits": epoch.n_bits} for epoch in self.epochs],
             "index_range": {"n_bits": held.n_bits, "start": held.start, "end": held.end},
-            "revision": secrets.token_hex(16),
+            "revision": revision or secrets.token_hex(16),
         }
         return json.dumps(value, indent=1).encode() + b"\n"
 
