@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,17 +13,27 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
+from des.cli.maintenance import AgeType, conclude
+from des.cli.measuring import measured
 from des.cli.options import json_option, settings_for
-from des.cli.presenting import write_table
-from des.console import say, write_line
+from des.cli.presenting import exact_size, write_table
+from des.console import say, visible, write_line
 from des.errors import EXIT_DONE, EXIT_STORAGE, EXIT_WRONG_CALL
 from des.lifecycle.probing import Probed, probe_zones
+from des.lifecycle.syncing import Progress, sync_zones
 from des.storage.marked_document import ProblemsError
+from des.storage.opening import open_storage, resolve_target
+from des.storage.zones import ZonedStorage
 from des.storage.zones_config import load_zones
+from des.store.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from datetime import timedelta
 
+    from rich.progress import Progress as Bar
+
+    from des.lifecycle.syncing import SyncReport
     from des.settings import Settings
     from des.storage.zones_config import ZonesConfig
 
@@ -63,6 +75,91 @@ def check(file: Path, probe: bool, as_json: bool) -> int:
         if one.error is not None:
             say(f"zone {one.zone}, {one.place}: {one.error}")
     return _status(probed or ())
+
+
+@zones.command("sync", short_help="Bring copies up to their primaries.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--older-than",
+    default="24h",
+    show_default=True,
+    type=AgeType(),
+    help="Remove what no head knows from a copy when it is older, by the copy's clock.",
+)
+@json_option
+@measured("sync")
+def sync(file: Path | None, older_than: timedelta, as_json: bool) -> int:
+    """Bring the copies of a store in zones up to their primaries: what they missed, and places that are new.
+
+    FILE is the zones file; default: DES_ZONES_CONFIG. Running it again is safe, and finds nothing to do. Exit status 1 where shards cannot be brought up
+    because something is damaged or lost, 3 where a place cannot be reached.
+    """
+    settings = settings_for(None)
+    settings = resolve_target(None, settings, zones=file or settings.zones_config)
+    if settings.backend != "multi_s3":
+        raise click.UsageError("give the zones FILE, or set DES_ZONES_CONFIG.")
+    report = anyio.run(partial(_sync, settings, older_than))
+    if not as_json:
+        _tell(report)
+    for one in report.unreached:
+        say(f"zone {one.zone}, {one.place}: {one.error}")
+    summary = asdict(report)
+    del summary["failed"]
+    status = conclude(summary, report.failed, as_json=as_json)
+    return EXIT_STORAGE if report.unreached else status
+
+
+async def _sync(settings: Settings, older_than: timedelta) -> SyncReport:
+    storage = await open_storage(settings, WholeObjects())
+    try:
+        if not isinstance(storage, ZonedStorage):
+            raise TypeError(f"{storage.address} is no store in zones")
+        with _shown_days() as progress:
+            return await sync_zones(storage, older_than, progress)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await storage.aclose()
+
+
+@contextmanager
+def _shown_days() -> Iterator[Progress]:
+    """Show a bar of days on stderr where that is a terminal; yields what is to be told of them."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield Progress()
+        return
+    from rich.console import Console  # noqa: PLC0415 - only people pay for its import
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    columns = (TextColumn("syncing"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _DaysBar(bar)
+
+
+class _DaysBar(Progress):
+    """Moves a bar, of which more is found as the work goes on."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._total = bar, 0
+        self._task = bar.add_task("", total=0)
+
+    def days_found(self, count: int) -> None:
+        self._total += count
+        self._bar.update(self._task, total=self._total)
+
+    def day_done(self) -> None:
+        self._bar.advance(self._task)
+
+
+def _tell(report: SyncReport) -> None:
+    for key in report.deleted:
+        write_line(f"deleted  {visible(key)}")
+    for key in report.kept:
+        write_line(f"kept     {visible(key)}")
+    say(
+        f"{report.copies:,} copies compared, {report.shards:,} shards: {report.brought_up:,} heads and {report.segments:,} segments"
+        f" ({exact_size(report.segment_bytes)}) brought up, {len(report.deleted):,} objects removed."
+    )
 
 
 def _status(probed: Sequence[Probed]) -> int:
