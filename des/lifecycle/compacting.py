@@ -15,7 +15,7 @@ from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
 from des.lifecycle.choosing import Choice, choose, maybe_sparse
 from des.lifecycle.condemned import delete_condemned, forget_condemned, overdue, remove_unlisted, without_condemned
 from des.lifecycle.rewriting import Rewriting, Rewritten, rewrite
-from des.pack.commit import are_usable, find_shard, swap
+from des.pack.commit import are_usable, find_shard, settle, swap
 from des.shard.dropping import drop_entries, drop_segments
 from des.shard.layout import ENTRY_BYTES
 from des.shard.merging import merge
@@ -100,6 +100,7 @@ async def compact_shard(
             choice = await _with_old_tombstones(storage, base, await _choose(storage, base, rules), how)
             if not choice.names:
                 await forget_condemned(storage, identity, collected)
+                await settle(storage, identity)  # an earlier compaction may not be everywhere yet
                 return _unchanged(base, choice, len(collected))
             rewritten = await rewrite(storage, base, choice.names, _within(how, choice))
         except ObjectNotFoundError as error:
