@@ -519,7 +519,7 @@ class FaultProxy:
             pass  # either side went away; a cancelled handler ends the same way, which is what its canceller waits for
         finally:
             writer.transport.abort()
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):  # see above: it may be told to end here, too
                 await writer.wait_closed()
             self.connections -= 1
             await self._note()

@@ -11,6 +11,7 @@ import anyio
 
 from des.settings import Settings
 from des.storage.opening import open_storage
+from des.store.whole_objects import WholeObjects
 from tests.making import make_store
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.s3_servers import REGION
@@ -74,7 +75,7 @@ def make_sample(server: S3Server, directory: Path, count: int) -> Sample:
     path = zones_file(directory / "zones.json", buckets, [server.endpoint] * len(PLACES))
 
     async def make() -> None:
-        storage = await open_storage(zone_settings(path))
+        storage = await open_storage(zone_settings(path), WholeObjects())
         try:
             maker = await make_store(storage, older, n_bits=N_BITS)
             for source, target in zip(buckets, earlier, strict=True):
@@ -89,7 +90,7 @@ def make_sample(server: S3Server, directory: Path, count: int) -> Sample:
 
 async def fill_zone(path: Path, files: Mapping[str, bytes]) -> None:
     """Add files to the store that a zones file names."""
-    storage = await open_storage(zone_settings(path))
+    storage = await open_storage(zone_settings(path), WholeObjects())
     try:
         await (await make_store(storage, n_bits=N_BITS)).add(files)
     finally:

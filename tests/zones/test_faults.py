@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.servers.fixtures"]
 
-PLACE_TIMEOUT = 0.4
+PLACE_TIMEOUT = 0.15
 DEADLINE = 20.0
-AT_ONCE = 16
+AT_ONCE = 50
 FAULTS = ("slow", "down", "503", "stale", "corrupt")
 ABSENT = [f"absent-{number}" for number in range(8)]
 
