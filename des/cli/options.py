@@ -88,7 +88,7 @@ def settings_for(store: str | None, **overrides: object) -> Settings:
     configure_logging(settings)
     resolved = resolve_target(store, settings, zones=zones_given())
     if resolved.backend == "multi_s3":
-        from des.storage.zones_config import zones_of  # noqa: PLC0415 - most stores lie in one place
+        from des.storage.zones_config import with_its_n_bits  # noqa: PLC0415 - most stores lie in one place
 
-        zones_of(resolved)  # so that a bad file is one sentence before anything starts
+        return with_its_n_bits(resolved)  # here, so that a bad file is one sentence before anything starts
     return resolved

@@ -15,16 +15,18 @@ import click
 
 from des.cli.maintenance import AgeType, conclude
 from des.cli.measuring import measured
-from des.cli.options import json_option, settings_for
+from des.cli.options import json_option
 from des.cli.presenting import exact_size, write_table
 from des.console import say, visible, write_line
 from des.errors import EXIT_DONE, EXIT_STORAGE, EXIT_WRONG_CALL
 from des.lifecycle.probing import Probed, probe_zones
 from des.lifecycle.syncing import Progress, sync_zones
+from des.logs import configure_logging
+from des.settings import Settings
 from des.storage.marked_document import ProblemsError
 from des.storage.opening import open_storage, resolve_target
 from des.storage.zones import ZonedStorage
-from des.storage.zones_config import load_zones
+from des.storage.zones_config import load_zones, with_its_n_bits
 from des.store.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from des.lifecycle.syncing import SyncReport
-    from des.settings import Settings
     from des.storage.zones_config import ZonesConfig
 
 _PLACES = ("zone", "indices", "quorum", "role", "place", "endpoint")
@@ -56,7 +57,8 @@ def check(file: Path, probe: bool, as_json: bool) -> int:
     With --probe, each place is asked whether it can be reached, whether its descriptor fits the file, whether it does conditional writes, and how
     long a small read takes. Exit status 2 where the file is wrong or does not fit a place, 3 where a place is in trouble.
     """
-    settings = settings_for(None)
+    settings = Settings()
+    configure_logging(settings)
     try:
         config = load_zones(file)
     except ProblemsError as error:
@@ -94,10 +96,11 @@ def sync(file: Path | None, older_than: timedelta, as_json: bool) -> int:
     FILE is the zones file; default: DES_ZONES_CONFIG. Running it again is safe, and finds nothing to do. Exit status 1 where shards cannot be brought up
     because something is damaged or lost, 3 where a place cannot be reached.
     """
-    settings = settings_for(None)
-    settings = resolve_target(None, settings, zones=file or settings.zones_config)
-    if settings.backend != "multi_s3":
+    settings = Settings()
+    configure_logging(settings)
+    if file is None and settings.zones_config is None:
         raise click.UsageError("give the zones FILE, or set DES_ZONES_CONFIG.")
+    settings = with_its_n_bits(resolve_target(None, settings, zones=file or settings.zones_config))
     report = anyio.run(partial(_sync, settings, older_than))
     if not as_json:
         _tell(report)

@@ -11,6 +11,7 @@ Rules, beside those of `des.storage.zone_copying`, which brings up one shard of 
    collected at the primary, and what the head condemns; anything else when it is old, for it may be on its way to both. What the head needs stays.
 5. A shard of which the primary has no head, but a copy has, was lost at the primary: that is told, and nothing is touched. Segments without any head may
    be the only ones: they stay, and are told.
+6. A copy gets its descriptor last, when all else was brought up: from then on its word on what is not there counts.
 """
 
 from __future__ import annotations
@@ -137,8 +138,12 @@ async def sync_zones(storage: ZonedStorage, older_than: timedelta, progress: Pro
     async def one(pair: tuple[Zone, Place]) -> None:
         zone, copy = pair
         try:
-            await storage.descriptors.make(zone, copy, descriptor.store_id)
-            await _Copy(storage, zone, copy, descriptor, report).sync(older_than, progress or Progress())
+            await storage.descriptors.check(zone, copy, descriptor.store_id)
+            is_brought_up = await _Copy(storage, zone, copy, descriptor, report).sync(
+                older_than, progress or Progress()
+            )
+            if is_brought_up:
+                await storage.descriptors.make(zone, copy, descriptor.store_id, is_brought_up=True)
         except StorageError as error:
             report.unreached.append(UnreachedPlace(zone.name, copy.address, str(error)))
         else:
@@ -163,15 +168,18 @@ class _Copy:
         self._descriptor = descriptor
         self._report = report
 
-    async def sync(self, older_than: timedelta, progress: Progress) -> None:
+    async def sync(self, older_than: timedelta, progress: Progress) -> bool:
+        """Bring the copy up; tell whether all of it was."""
         limit = await self._copy.now() - older_than
         days = sorted({*await days_of(self._copy), *await days_of(self._primary)})
         progress.days_found(len(days))
+        are_failed = False
         for day in days:
-            await self._sync_day(day, limit)
+            are_failed |= await self._sync_day(day, limit)
             progress.day_done()
+        return not are_failed
 
-    async def _sync_day(self, day: str, limit: datetime) -> None:
+    async def _sync_day(self, day: str, limit: datetime) -> bool:
         # The copy's first: what is written to both meanwhile is then never taken for something that only the copy has.
         there = await self._listed(self._copy, day)
         here = await self._listed(self._primary, day)
@@ -185,6 +193,7 @@ class _Copy:
         for failed in outcome.failed:
             shard = f"{failed.shard} at {self._copy.address}"
             self._report.failed.append(Failed(shard, failed.status, failed.error))
+        return bool(outcome.failed)
 
     async def _listed(self, place: Storage, day: str) -> dict[Identity, dict[str, ObjectInfo]]:
         """Return what a place has of the shards of a day."""

@@ -182,6 +182,10 @@ def pack_command(
     """
     _check_dry(state, is_dry_run=is_dry_run)
     settings = resolve_target(output, zones=zones)
+    if settings.backend == "multi_s3":
+        from des.storage.zones_config import with_its_n_bits  # noqa: PLC0415 - most stores lie in one place
+
+        settings = with_its_n_bits(settings, n_bits)
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
         inputs=inputs,

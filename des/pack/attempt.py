@@ -218,7 +218,8 @@ class Attempt:
             Errors as for `swap`.
         """
         if not self._additions:
-            await settle(self._workshop.storage, self._base.identity)
+            if self._tally.skipped:  # by this head's word
+                await settle(self._workshop.storage, self._base.identity)
             return ShardOutcome(self._tally, 0, 0, _done(self._base.tables, ()))
         left_out: dict[bytes, frozenset[bytes]] = {}
 

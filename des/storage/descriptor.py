@@ -215,13 +215,18 @@ async def ensure_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
     return descriptor
 
 
+def _named(storage: Storage) -> str:
+    """Return how a command line names a store."""
+    return f"--zones {storage.address}" if storage.backend == "multi_s3" else storage.address
+
+
 async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
     if any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
         # Looked for once more: another writer may just have made it, and its first shards.
         descriptor = await read_descriptor(storage)
         if descriptor is None:
             raise SettingsError(
-                f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {storage.address} --adopt`."
+                f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {_named(storage)} --adopt`."
             )
         return descriptor
     fresh = Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)

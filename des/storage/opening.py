@@ -112,12 +112,12 @@ async def _open_s3(settings: Settings) -> Storage:
     return metrics.metered(storage, reports_requests=True)
 
 
-async def _denial(storage: S3Storage) -> StorageDeniedError | None:
+async def _denial(storage: S3Storage, seconds: float = _ACCESS_SECONDS) -> StorageDeniedError | None:
     """Return how a place refuses access; None where it does not, or does not answer now.
 
     A service may start before its storage does; whoever reads meets the trouble again, with a deadline of its own.
     """
-    with anyio.move_on_after(_ACCESS_SECONDS):
+    with anyio.move_on_after(seconds):
         try:
             await storage.check_access()
         except StorageDeniedError as error:
@@ -183,7 +183,7 @@ async def _open_places(config: ZonesConfig, settings: Settings, opened: AsyncExi
     denials: list[StorageDeniedError] = []
 
     async def ask(storage: S3Storage) -> None:
-        denial = await _denial(storage)
+        denial = await _denial(storage, min(_ACCESS_SECONDS, config.place_timeout))
         if denial is not None:
             _log.warning("%s", denial)
             denials.append(denial)

@@ -213,7 +213,7 @@ class Storage(Protocol):
         """List all objects whose key starts with `prefix`, in order of their keys."""
 
     async def delete(self, key: str) -> None:
-        """Delete an object; deleting what is not there is done already."""
+        """Delete an object, from all places; deleting what is not there is done already. Where it fails, some of several places may have it still."""
 
     async def now(self) -> datetime:
         """Return the time by the clock that `modified` and `began` are told by."""

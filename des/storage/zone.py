@@ -317,7 +317,7 @@ class _Stream:
         Raises:
             StorageError: no place is left.
         """
-        while True:
+        while self._position < self._end:
             place = self._place or self._next_place()
             with anyio.move_on_after(self._zone.place_timeout if self._left else None) as scope:
                 try:
@@ -333,6 +333,7 @@ class _Stream:
                 self._outcome.errors.append((place, StorageTimeoutError(late)))
             self._place = None
             await self.aclose()
+        return b""
 
     async def _piece(self, place: Place) -> bytes:
         if self._place is None:
@@ -340,11 +341,12 @@ class _Stream:
                 self._key, self._position, self._end, version=self._version, purpose=self._purpose
             )
             self._arriving = await self._opened.enter_async_context(opened)
+            piece = await anext(self._arriving, b"")
             self._place = place
-        piece = await anext(self._arriving, b"")
-        if self._outcome.errors and piece:
-            self._zone.observer.failed_over(place.address)
-        return piece
+            if self._outcome.errors:
+                self._zone.observer.failed_over(place.address)
+            return piece
+        return await anext(self._arriving, b"")
 
     def _next_place(self) -> Place:
         place = next(self._turns, None)

@@ -228,11 +228,20 @@ class Descriptors:
         raise ObjectNotFoundError(f"there is no {DESCRIPTOR_KEY} at any place of {self._name}.")
 
     async def _make_at_copy(self, zone: Zone, store_id: bytes, copy: Place, *, is_new: bool) -> None:
-        found = await read_descriptor(copy)
-        if found is not None:
-            self._check(zone, copy, found, store_id, self._zones[0].primary)
-        elif is_new:
+        if not await self.check(zone, copy, store_id) and is_new:
             await self.make(zone, copy, store_id)
+
+    async def check(self, zone: Zone, place: Place, store_id: bytes) -> bool:
+        """Tell whether a place has its descriptor.
+
+        Raises:
+            SettingsError: it has another one.
+            StorageError: the place cannot be reached.
+        """
+        found = await read_descriptor(place)
+        if found is not None:
+            self._check(zone, place, found, store_id, self._zones[0].primary)
+        return found is not None
 
     async def make(self, zone: Zone, place: Place, store_id: bytes, *, is_brought_up: bool = False) -> None:
         """Make sure that a place has the descriptor of this store.
@@ -257,7 +266,7 @@ class Descriptors:
             found = await read_descriptor(place)  # another writer may just have made it, and its first shards
             if found is None:
                 raise SettingsError(
-                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {place.address} --adopt`, or name an empty place in {self._name}."
+                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
                 )
             return found
         fresh = Descriptor(store_id, self._epochs, IndexRange(self._n_bits, zone.start, zone.end))

@@ -126,7 +126,9 @@ async def _mend_head(zone: Zone, key: str, verifier: Verifier) -> Mapping[Place,
 
 
 async def _examine(zone: Zone, place: Place, key: str, verifier: Verifier) -> _Examined:
-    unknown = _Examined("unknown")  # not to be reached or judged, or replaced meanwhile: whoever reads it next will tell
+    unknown = _Examined(
+        "unknown"
+    )  # not to be reached or judged, or replaced meanwhile: whoever reads it next will tell
     try:
         look = await zone.heads.look(key, None, place)
         if look.state == "absent":

@@ -191,6 +191,25 @@ def zones_of(settings: Settings) -> ZonesConfig:
     return config
 
 
+def with_its_n_bits(settings: Settings, n_bits: int | None = None) -> Settings:
+    """Return settings of a store in zones that say the n_bits of its file. Blocks.
+
+    Args:
+        settings: name the file.
+        n_bits: asked for beside the settings; None where it is not.
+
+    Raises:
+        SettingsError: another n_bits is configured, or the file is not right, see `zones_of`.
+    """
+    config = zones_of(settings)
+    configured = settings.n_bits if n_bits is None else n_bits
+    if configured not in {None, config.n_bits}:
+        raise SettingsError(
+            f"n_bits is configured as {configured}, but {config.path} says {config.n_bits}; leave it unset, or mend the file."
+        )
+    return settings.model_copy(update={"n_bits": config.n_bits})
+
+
 def _config(path: Path, file: FilePart) -> ZonesConfig:
     zones = sorted((_zone_config(zone, file) for zone in file.zones), key=lambda zone: zone.start)
     return ZonesConfig(

@@ -365,7 +365,7 @@ class Store:
 
     async def _dictionary(self, found: FoundFile) -> bytes:
         place = found.segment.dictionary
-        key = ("dictionary", place.content_hash if place else b"")
+        key = ("dictionary", place.content_hash if place else found.segment_key)
         dictionary = self.cache.get(key, bytes)
         if dictionary is None:
             read = partial(read_dictionary, self.storage, found.segment_key, place)

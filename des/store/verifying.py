@@ -120,14 +120,16 @@ class _Place(StorageWrapper):
 
     Attributes:
         name: its address; None where there is no other.
-        is_copy: it follows a primary.
+        follows: what a copy follows: the storage that asks its primary; None for a primary.
         bytes_read: in all.
     """
 
-    def __init__(self, inner: Storage, progress: Progress, name: str | None = None, *, is_copy: bool = False) -> None:
+    def __init__(
+        self, inner: Storage, progress: Progress, name: str | None = None, follows: Storage | None = None
+    ) -> None:
         super().__init__(inner)
         self.name = name
-        self.is_copy = is_copy
+        self.follows = follows
         self.bytes_read = 0
         self._progress = progress
 
@@ -149,7 +151,7 @@ def _places_of(storage: Storage, progress: Progress) -> list[_Place]:
     if not several:
         return [_Place(storage, progress)]
     copies = {state.place for state in storage.states() if not state.is_primary}
-    return [_Place(place, progress, place.address, is_copy=place.address in copies) for place in several]
+    return [_Place(place, progress, place.address, storage if place.address in copies else None) for place in several]
 
 
 async def _survey(place: _Place, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
@@ -206,7 +208,7 @@ class _ShardCheck:
         if not is_there and not self._listed:
             self.report.shards = 0
             return
-        if not is_there and self._storage.is_copy:
+        if not is_there and self._storage.follows is not None:
             self.report.orphans = list(self._listed.values())  # a head comes behind its segments
             return
         if not is_there:
@@ -260,10 +262,22 @@ class _ShardCheck:
                 pass  # gone since it was listed
             else:
                 return
+        if await self._lags_behind():
+            return
         self._misses_something = True
         self._note(
             self._key(ref.name), Flaw(f"the segment is missing; {ref.entries:,} entries of the head point into it.")
         )
+
+    async def _lags_behind(self) -> bool:
+        """Tell whether this is a copy whose head is not the primary's: what it points at may have been deleted with good reason."""
+        follows = self._storage.follows
+        if follows is None or self._whole is None:
+            return False
+        try:
+            return await follows.read_suffix(self._identity.head_key, 1, unless=self._whole.version) is not None
+        except ObjectNotFoundError:
+            return True
 
     async def _check_unlisted(self, name: bytes) -> None:
         with suppress(ObjectNotFoundError):  # collected since it was listed

@@ -50,7 +50,11 @@ async def test_the_first_that_succeeds_is_the_only_one_asked() -> None:
 
 
 async def test_the_next_is_asked_when_one_fails() -> None:
-    assert await run(Runners({"a": trouble(), "b": trouble(), "c": None}), NEVER) == (["c"], ["a", "b"], ["a", "b", "c"])
+    assert await run(Runners({"a": trouble(), "b": trouble(), "c": None}), NEVER) == (
+        ["c"],
+        ["a", "b"],
+        ["a", "b", "c"],
+    )
 
 
 async def test_all_that_fail_are_told_in_order() -> None:

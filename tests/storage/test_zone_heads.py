@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from des.errors import ObjectNotFoundError, StorageUnavailableError
@@ -40,7 +41,7 @@ class Shard:
         ground = Ground.of(copies=copies)
         storage = ground.open()
         maker = await make_store(storage, n_bits=N_BITS)
-        shard = cls(ground, maker, maker.uids_of_one_shard(4000))
+        shard = cls(ground, maker, maker.uids_of_one_shard(20))
         await shard.add(shard.uids[0])
         return shard
 
@@ -170,7 +171,7 @@ async def test_nothing_older_than_what_was_seen() -> None:
         await saw_new.read_suffix(shard.key, LENGTH)
     assert shard.history(await saw_old.read_suffix(shard.key, LENGTH)).generation == 2
     shard.primary.heal()
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     assert shard.history(await saw_new.read_suffix(shard.key, LENGTH)).generation == 3
 
 
@@ -249,7 +250,7 @@ async def test_damage_at_the_primary(at: int) -> None:
 
 async def test_all_of_a_long_head_comes_from_one_place_at_one_version() -> None:
     shard = await Shard.make()
-    await shard.add(*shard.uids[:3000])
+    await shard.add(*shard.maker.uids_of_one_shard(2200))
     whole = shard.ground.contents()[0][shard.key]
     assert len(whole) > 2 * LENGTH
     storage = await shard.open()

@@ -111,22 +111,23 @@ class Ground:
     Attributes:
         ill: the places of each zone, the primary first.
         counted: what zones told.
+        budget: pays for the hedges of the process that was opened last.
     """
 
     ill: Sequence[Sequence[Ill]]
     counted: Counted = field(default_factory=Counted)
+    budget: HedgeBudget = field(default_factory=lambda: HedgeBudget(0))
 
     @classmethod
     def of(cls, zones: int = 1, copies: int = 2) -> Ground:
-        return cls(
-            [[Ill(MemoryStorage(address=f"{'abcd'[z]}{n}")) for n in range(1 + copies)] for z in range(zones)]
-        )
+        return cls([[Ill(MemoryStorage(address=f"{'abcd'[z]}{n}")) for n in range(1 + copies)] for z in range(zones)])
 
     def open(
         self, *, quorum: int | None = None, place_timeout: float = 0.05, hedge: float = 0.0, read_repair: bool = False
     ) -> ZonedStorage:
         """Open the store as a process of its own would: with nothing remembered."""
         count = (1 << N_BITS) // len(self.ill)
+        self.budget = HedgeBudget(hedge)
         zones = []
         for number, places in enumerate(self.ill):
             name = "abcd"[number]
@@ -142,7 +143,7 @@ class Ground:
                     opened,
                     quorum=quorum,
                     place_timeout=place_timeout,
-                    budget=HedgeBudget(hedge),
+                    budget=self.budget,
                     observer=self.counted,
                 )
             )

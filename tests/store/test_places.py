@@ -361,8 +361,11 @@ class TestVerify:
         for key in heads_of(storage):
             await storage.copies[0].memory.delete(key)  # segments come before their head
         storage.quorum, storage.copies[1].is_down = 1, True
-        await maker.add({"small": b"new"})
+        old = segments_of(storage)
+        await maker.compact(collect=False)
         storage.copies[1].is_down = False
+        for key in old:
+            await storage.delete(key)
         async with reading(storage) as store:
             found = await verify(store)
         assert found.damage == []
