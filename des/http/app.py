@@ -26,7 +26,7 @@ from des.http.files import FileEndpoint
 from des.http.keys import KeysFile
 from des.http.limits import RequestLimit
 from des.http.listings import FilesOfDayEndpoint, ShardsOfDayEndpoint
-from des.http.readiness import ReadyEndpoint
+from des.http.readiness import ReadyEndpoint, places_asked
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
@@ -78,7 +78,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         with metrics.gathering():
-            async with kept_fresh(keys), open_it() as store:
+            async with kept_fresh(keys), open_it() as store, places_asked(store):
                 service.attach(store)
                 try:
                     yield

@@ -4,11 +4,15 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.lowlevel
+
 from des.errors import StorageTimeoutError
+from des.http.readiness import places_asked
 from des.storage.protocol import PlaceState
 from des.storage.wrapper import Call, StorageWrapper, Tally
 from tests.http.live import Server, running
-from tests.making import make_store
+from tests.making import make_store, reading
 from tests.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ class Places(StorageWrapper):
 
     def __init__(self) -> None:
         super().__init__(MemoryStorage())
+        self.read_again = anyio.Event()
         self.is_down = {"s3://one": False, "s3://two/b": False}
         self.left_alone: set[str] = set()
         self.reads = 0
@@ -27,6 +32,8 @@ class Places(StorageWrapper):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
         self.reads += 1
+        if self.reads > 3:
+            self.read_again.set()
         self.left_alone = {place for place, is_down in self.is_down.items() if is_down}
         if all(self.is_down.values()):
             raise StorageTimeoutError("s3://one does not answer.")
@@ -39,6 +46,11 @@ class Places(StorageWrapper):
             )
             for place in self.is_down
         ]
+
+
+class OnePlace(Places):
+    def states(self) -> Sequence[PlaceState]:
+        return []
 
 
 async def ready(server: Server) -> tuple[int, object]:
@@ -80,3 +92,23 @@ async def test_a_service_that_never_read_its_descriptor_is_not_ready() -> None:
     async with running(storage) as server:
         storage.is_down = dict.fromkeys(storage.is_down, True)
         assert await ready(server) == (503, "No place of the store can be read; try again later.")
+
+
+async def test_places_that_nobody_reads_from_are_asked_all_the_same() -> None:
+    storage = Places()
+    await make_store(storage, {})
+    async with reading(storage) as store, places_asked(store, every=0):
+        storage.reads, storage.read_again = 0, anyio.Event()
+        storage.is_down = dict.fromkeys(storage.is_down, True)  # which does not end it
+        await storage.read_again.wait()
+    assert not any(one.is_well for one in storage.states())
+
+
+async def test_a_store_in_one_place_is_asked_only_by_requests() -> None:
+    storage = OnePlace()
+    await make_store(storage, {})
+    async with reading(storage) as store, places_asked(store, every=0):
+        before = storage.reads
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert storage.reads == before
