@@ -101,10 +101,12 @@ async def _swap(storage: Storage, before: Descriptor, after: Descriptor) -> None
 
 
 async def adopt_zones(storage: ZonedStorage) -> tuple[Descriptor, list[str]]:
-    """Restore what is lost or damaged of the descriptors of a store in zones, each with its zone's range, and make what is missing.
+    """Restore what is lost or damaged of the primaries' descriptors of a store in zones, each with its zone's range.
+
+    A copy without one may be on its way to having everything: it gets its own from `des zones sync`, last.
 
     Returns:
-        The descriptor of the whole store, and the addresses of the places whose descriptors had to be restored.
+        The descriptor of the whole store, and the addresses of the primaries whose descriptors had to be restored.
 
     Raises:
         SettingsError, CorruptShardError: as for `adopt`; or a place does not fit the zones file.
@@ -112,10 +114,9 @@ async def adopt_zones(storage: ZonedStorage) -> tuple[Descriptor, list[str]]:
     """
     restored = []
     for zone in storage.zones:
-        for place in zone.places:
-            if await days_of(place):
-                _, is_new = await adopt(place, IndexRange(storage.n_bits, zone.start, zone.end))
-                restored += [place.address] if is_new else []
+        if await days_of(zone.primary):
+            _, is_new = await adopt(zone.primary, IndexRange(storage.n_bits, zone.start, zone.end))
+            restored += [zone.primary.address] if is_new else []
     return await storage.descriptors.complete(), restored
 
 

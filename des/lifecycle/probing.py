@@ -102,7 +102,7 @@ async def probe_place(asked: Probed, storage: Storage, held: IndexRange, *, shar
         descriptor = await read_descriptor(storage)
         asked = replace(asked, round_trip=await _round_trip(storage))
         if descriptor is None:
-            wrong = await _wrong_without_descriptor(storage)
+            wrong = await _wrong_without_descriptor(storage, is_primary=asked.is_primary)
             return replace(asked, status="invalid", error=wrong) if wrong else asked
         asked = replace(asked, store_id=descriptor.store_id.hex())
         wrong = wrong_with_descriptor(descriptor, held)
@@ -129,13 +129,16 @@ async def _round_trip(storage: Storage) -> float:
     return fastest
 
 
-async def _wrong_without_descriptor(storage: Storage) -> str | None:
+async def _wrong_without_descriptor(storage: Storage, *, is_primary: bool) -> str | None:
     days = await days_of(storage)
-    return (
-        f"it has shards (of {days[0]}, for instance) but no {DESCRIPTOR_KEY}; restore it with `des init --zones FILE --adopt`."
-        if days
-        else None
+    if not days:
+        return None
+    cure = (
+        "restore it with `des init --zones FILE --adopt`"
+        if is_primary
+        else "bring it up to the end with `des zones sync`"
     )
+    return f"it has shards (of {days[0]}, for instance) but no {DESCRIPTOR_KEY}; {cure}."
 
 
 def wrong_with_descriptor(descriptor: Descriptor, held: IndexRange) -> str | None:

@@ -36,14 +36,19 @@ async def test_a_place_that_was_never_written_to() -> None:
     assert (found.status, found.store_id, found.conditional_writes, found.error) == ("ok", None, None, None)
 
 
-async def test_a_place_that_lost_its_descriptor() -> None:
+@pytest.mark.parametrize(
+    ("is_primary", "cure"),
+    [
+        (True, "restore it with `des init --zones FILE --adopt`."),
+        (False, "bring it up to the end with `des zones sync`."),
+    ],
+)
+async def test_a_place_with_shards_and_no_descriptor(is_primary: bool, cure: str) -> None:
     storage = await place(None)
     await storage.put("20240131/C1.des", b"a head", IfAbsent())
-    found = await probe_place(ASKED, storage, HELD)
+    found = await probe_place(replace(ASKED, is_primary=is_primary), storage, HELD)
     assert found.status == "invalid"
-    assert found.error == (
-        "it has shards (of 20240131, for instance) but no des.json; restore it with `des init --zones FILE --adopt`."
-    )
+    assert found.error == f"it has shards (of 20240131, for instance) but no des.json; {cure}"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Ground:
         """Open it as a new process does: nothing is remembered."""
         return ZonedStorage(
             [
-                Zone(name, start, start + 1, [self._place(f"{name}{n}", name) for n in range(3)])
+                Zone(name, start, start + 1, [self._place(f"{name}{n}", name) for n in range(3)], quorum=1)
                 for name, start in (("a", 0), ("b", 2))
             ],
             2,
@@ -108,21 +108,20 @@ def ground() -> Ground:
     return Ground()
 
 
-async def maker_at(ground: Ground) -> Maker:
-    storage = ground.open()
-    await storage.put(DESCRIPTOR_KEY, Descriptor.new(2).encode(), IfAbsent())
-    return Maker(storage, await storage.descriptors.read())
-
-
 async def made(ground: Ground) -> Maker:
-    maker = await maker_at(ground)
+    """Make a store whose copies were away all the time."""
+    storage = ground.open()
+    ground.put_away("a1", "a2", "b1", "b2")
+    await storage.put(DESCRIPTOR_KEY, Descriptor.new(2).encode(), IfAbsent())
+    maker = Maker(storage, await storage.descriptors.read())
     await maker.add(FILES)
+    await maker.add({"later": b"later"}, "20240201")
+    ground.put_away()
     return maker
 
 
 async def test_what_was_missed_and_what_is_new_comes_up(ground: Ground) -> None:
-    maker = await made(ground)
-    await maker.add({"later": b"later"}, "20240201")
+    await made(ground)
     report = await ground.sync()
     assert report.shards == 2 * 5, "four shards of one day, one of another, at two copies each"
     assert (report.brought_up, report.failed, report.unreached, report.deleted) == (10, [], [], [])
@@ -148,11 +147,13 @@ async def test_what_was_collected_at_the_primary_goes_from_the_copy(ground: Grou
     await maker.compact(collect=False)
     for zone in "ab":  # the primaries and the copies that are there
         for key in ground.buckets[f"{zone}1"].contents:
-            if key.count("/") > 1:
+            if key.startswith(f"{DAY}/") and key.count("/") > 1:
                 for bucket in (ground.buckets[f"{zone}0"], ground.buckets[f"{zone}2"]):
                     await bucket.delete(key)
     ground.put_away()
-    former = sum(key.count("/") > 1 for zone in "ab" for key in ground.buckets[f"{zone}1"].contents)
+    former = sum(
+        key.startswith(f"{DAY}/") and key.count("/") > 1 for zone in "ab" for key in ground.buckets[f"{zone}1"].contents
+    )
     report = await ground.sync()
     assert len(report.deleted) == former
     assert all(key.startswith(("a1/", "b1/")) for key in report.deleted)
@@ -205,16 +206,15 @@ async def test_damage_is_told_and_not_copied(ground: Ground) -> None:
     await made(ground)
     primary, copy = ground.buckets["a0"], ground.buckets["a1"]
     damaged = next(key for key in primary.contents if key.count("/") > 1)
-    for bucket in (primary, ground.buckets["a2"]):
-        data = bytearray(bucket.contents[damaged])
-        data[200] ^= 1
-        await bucket.put(damaged, bytes(data), Overwrite())
-    await copy.delete(damaged)
+    data = bytearray(primary.contents[damaged])
+    data[200] ^= 1
+    await primary.put(damaged, bytes(data), Overwrite())
     report = await ground.sync()
     shard = damaged.rpartition("/")[0]
-    assert [(one.shard, one.status) for one in report.failed] == [(f"{shard} at a1", "corrupt")]
+    assert [(one.shard, one.status) for one in report.failed] == [(f"{shard} at a{n}", "corrupt") for n in (1, 2)]
     assert damaged not in copy.contents
     assert f"{shard}.des" not in copy.contents, "a head names nothing that the copy lacks"
+    assert DESCRIPTOR_KEY not in copy.memory.contents(), "its word on what is not there must not count"
     assert ground.buckets["b1"].contents == ground.buckets["b0"].contents
 
 

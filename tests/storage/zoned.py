@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from des.errors import ObjectNotFoundError, StorageUnavailableError
+from des.errors import ObjectNotFoundError, StorageTimeoutError, StorageUnavailableError
 from des.storage.latency import HedgeBudget
 from des.storage.place import Place
 from des.storage.wrapper import StorageWrapper
@@ -34,6 +34,7 @@ class Ill(StorageWrapper):
         memory: what lies there.
         is_down: every call fails.
         is_hung: every call waits until it is cancelled, or the place is well again.
+        deadline: seconds after which a call that hangs fails, as those of all backends do in the end.
         is_ill_for: the two above hold for these calls only.
         calls: what came, in order.
         cancelled: what was waiting and was cancelled.
@@ -45,6 +46,7 @@ class Ill(StorageWrapper):
         self.memory = memory
         self.is_down = False
         self.is_hung = False
+        self.deadline = 600.0
         self.is_ill_for: Callable[[Call], bool] = lambda call: bool(call.verb)
         self.calls: list[Call] = []
         self.cancelled: list[Call] = []
@@ -61,7 +63,10 @@ class Ill(StorageWrapper):
                 raise StorageUnavailableError(f"{self.address} is down on purpose.")
             self.waiting += 1
             try:
-                await self._well.wait()
+                with anyio.move_on_after(self.deadline) as scope:
+                    await self._well.wait()
+                if scope.cancelled_caught:
+                    raise StorageTimeoutError(f"{self.address} hangs on purpose.")
             except anyio.get_cancelled_exc_class():
                 self.cancelled.append(call)
                 raise
