@@ -183,6 +183,14 @@ class Drip:
 
 
 @dataclass(frozen=True, slots=True)
+class Down:
+    """The server is not asked; the connection is reset."""
+
+    async def __call__(self, exchange: Exchange) -> None:
+        exchange.abort()
+
+
+@dataclass(frozen=True, slots=True)
 class Delay:
     """The reply comes so many seconds late."""
 

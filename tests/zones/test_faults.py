@@ -20,7 +20,7 @@ import pytest
 from des import open_store
 from des.errors import DESError, NotFoundError, StorageError
 from tests.making import DAY, WHEN
-from tests.servers.fault_proxy import Answer, Cut, Delay, Flip, OtherBucket
+from tests.servers.fault_proxy import Answer, Delay, Down, Flip, OtherBucket
 from tests.zones.sample import PLACES, Sample, make_sample, proxies, zone_settings, zones_file
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def do_harm(stack: ExitStack, proxy: FaultProxy, kind: str, earlier: str) -> Fau
         return stack.enter_context(proxy.fault(Flip(at=None), method="GET", when=read_of_shards, times=None))
     effects: dict[str, Effect] = {
         "slow": Delay(3 * PLACE_TIMEOUT),
-        "down": Cut(after=None),
+        "down": Down(),
         "503": Answer(503, "SlowDown"),
     }
     return stack.enter_context(proxy.fault(effects[kind], times=None))
