@@ -23,40 +23,12 @@ from des.storage.local import LocalStorage
 from des.storage.open_files import OwnedFile
 from des.storage.protocol import IfAbsent, IfVersion, Level, Overwrite
 from tests.storage.contract import KEY, MIB, content, list_keys
-from tests.storage.on_disk import CHECKOUT, SEGMENT, files_under, open_files_under, write_whole
+from tests.storage.on_disk import CHECKOUT, SEGMENT, OsCalls, files_under, open_files_under, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from des.storage.protocol import Storage
-
-
-class OsCalls:
-    """What the storage asks of the operating system under one directory, and a failure of one of these calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-        self.log: list[str] = []
-        self.fail_at: int | None = None
-        self.fail_with = errno.EIO
-        self._root = root
-        for name in ("fsync", "mkdir", "open", "replace", "write"):
-            monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
-
-    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - stands for any call
-            where = Path(f"/proc/self/fd/{args[0]}").readlink() if isinstance(args[0], int) else args[0]
-            if str(where).startswith(str(self._root)):
-                relative = os.path.relpath(where, self._root)
-                self.log.append(f"{name} {'<temporary>' if '.des-tmp-' in relative else relative}")
-                if len(self.log) == self.fail_at:
-                    raise OSError(self.fail_with, os.strerror(self.fail_with), str(where))
-            return call(*args, **kwargs)
-
-        return watched
-
-    def arm(self, fail_at: int | None = None) -> None:
-        self.log.clear()
-        self.fail_at = fail_at
 
 
 @pytest.fixture
