@@ -146,6 +146,7 @@ class Fault:
     Attributes:
         effect: what happens.
         at: to which of the calls that match, counted from 1; None for each of them.
+        lasting: also to all that match after that one, as where a disk is gone.
         verb: matches calls of this verb, None all.
         key: matches calls on a key that it is true for, None all.
     """
@@ -154,10 +155,15 @@ class Fault:
     at: int | None = 1
     verb: Verb | None = None
     key: Callable[[str], bool] | None = None
+    lasting: bool = False
 
     def matches(self, call: Call) -> bool:
         """Return whether a call counts for this fault."""
         return self.verb in {None, call.verb} and (self.key is None or self.key(call.key))
+
+    def is_due(self, number: int) -> bool:
+        """Return whether it happens to the so-manieth call that counts for it, from 1."""
+        return self.at in {None, number} or (self.lasting and self.at is not None and number > self.at)
 
 
 class FaultyStorage(StorageWrapper):
@@ -210,7 +216,7 @@ class FaultyStorage(StorageWrapper):
         for index, fault in enumerate(self._plan):
             if fault.matches(call):
                 self._matched[index] += 1
-                if fault.at in {None, self._matched[index]}:
+                if fault.is_due(self._matched[index]):
                     due.append(fault)
         if not due:
             return None

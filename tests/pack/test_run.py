@@ -380,20 +380,9 @@ class TestTrouble:
         for n in nth_calls(await stage.prepare()):
             base_dir = stage.fresh(f"dead-{n}")
 
-            class Dead(FaultyStorage):
-                first = n
-
-                @asynccontextmanager
-                async def around(self, call: Call) -> AsyncIterator[Tally]:
-                    self.seen += 1
-                    if self.seen >= self.first:
-                        raise failure
-                    async with StorageWrapper.around(self, call) as tally:
-                        yield tally
-
             async with opened(base_dir) as local:
                 with pytest.raises(StorageUnavailableError) as caught:
-                    await stage.pack(Dead(local, []), stage.manifest)
+                    await stage.pack(FaultyStorage(local, [Fault(Fail(failure), at=n, lasting=True)]), stage.manifest)
                 assert caught.value is failure
             await watch.check()
             await stage.check_after_trouble(base_dir)
