@@ -11,9 +11,11 @@ from des.store.heads import read_whole_head
 from tests.lifecycle.living import MINUTE, check, now, shards
 from tests.lifecycle.test_erasing import add_orphan
 from tests.making import make_store
+from tests.store.meddling import Meddler
 
 if TYPE_CHECKING:
     from des.storage.protocol import Storage
+    from des.storage.wrapper import Call
     from tests.making import Maker
 
 FILES = {f"file-{number}": b"content %d" % number for number in range(20)}
@@ -65,6 +67,25 @@ async def test_what_is_collected_cannot_be_swapped_in(storage: Storage) -> None:
     assert await are_usable(storage, await read_whole_head(storage, identity), [name])
     await collect(maker)
     assert not await are_usable(storage, await read_whole_head(storage, identity), [name])
+
+
+async def test_what_is_deleted_was_condemned_before(storage: Storage) -> None:
+    """A writer that read the head before, and swaps after, finds it changed: in between nothing may go."""
+    maker = await make_store(storage, FILES, n_bits=1)
+    identity = maker.identity("file-1")
+    orphan = await add_orphan(storage, identity, {"file-1": b"another version"})
+    deleted = []
+
+    async def look(call: Call) -> None:
+        if call.verb == "delete":
+            tables = (await read_whole_head(storage, identity)).tables
+            assert call.key in [identity.segment_key(item.name) for item in tables.condemned]
+            deleted.append(call.key)
+
+    later = await now(storage) + MINUTE
+    await collect_shard(Meddler(storage, before=look), identity, Limits(later, later, apply=True))
+    assert deleted == [orphan]
+    assert (await read_whole_head(storage, identity)).tables.condemned == ()
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])

@@ -431,7 +431,8 @@ class CancelAt(StorageWrapper):
         self._scope.cancel()
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+# Cancelled after a call is cancelled before the next one, but where calls run at the same time.
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["before", "after"])
 async def test_cancelled_at_any_call(stage: Stage, watch: Watch, after: bool) -> None:
     caught = 0
     for n in nth_calls(await stage.prepare()):
