@@ -163,7 +163,9 @@ class Fault:
 
     def is_due(self, number: int) -> bool:
         """Return whether it happens to the so-manieth call that counts for it, from 1."""
-        return self.at in {None, number} or (self.lasting and self.at is not None and number > self.at)
+        if self.at is None or self.at == number:
+            return True
+        return self.lasting and number > self.at
 
 
 class FaultyStorage(StorageWrapper):

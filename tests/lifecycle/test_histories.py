@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from des.pack.decisions import OnConflict
+    from des.shard.layout import Identity
     from des.storage.protocol import Storage
     from tests.making import Maker
     from tests.servers.s3_servers import S3Server
@@ -48,12 +49,13 @@ pytest_plugins = ["tests.servers.fixtures"]
 UIDS = [f"file-{number}" for number in range(6)]
 VERSIONS = 4
 MODES: tuple[OnConflict, ...] = ("error", "skip", "replace")
+COMPACTING = ("compact", "compact small", "recompress", "forget")
 WAYS = {
     "compact": Rewriting(),
     "compact small": Rewriting(memory=4_000, max_segment_bytes=1_000),
     "recompress": Rewriting(compression=Compression("lz4")),
 }
-NAMES = ["pack", "pack", "pack", "two packers", "delete", *WAYS, "forget", "gc", "erase", "lose", "restart"]
+NAMES = ["pack", "pack", "pack", "two packers", "delete", *COMPACTING, "gc", "erase", "lose", "restart"]
 
 Found = bytes | str  # what readers are told of a file: its content, or "deleted", or "not found"
 
@@ -153,20 +155,21 @@ class History:
     def outcomes(self, step: Step, uid: str) -> set[Found]:
         """Return what a file may be when a step has come to its end."""
         told = self.told[uid]
+        may_be: set[Found] = {told}
         match step.what:
             case "pack" if uid in step.uids and (step.mode == "replace" or told == "not found"):
-                return {content(uid, step.version)}
+                may_be = {content(uid, step.version)}
             case "two packers" if uid in step.uids:
-                return {content(uid, version) for version in step.versions}
+                may_be = {content(uid, version) for version in step.versions}
             case "two packers" if uid in step.own:
-                return {content(uid, step.versions[step.own.index(uid)])}
+                may_be = {content(uid, step.versions[step.own.index(uid)])}
             case "delete" if uid in step.uids and isinstance(told, bytes):
-                return {"deleted"}
+                may_be = {"deleted"}
             case "forget" if told == "deleted":
-                return {"deleted", "not found"}
-            case "lose":
-                return {told} | self.stray.get(uid, set()) | ({"deleted"} if told == "not found" else set())
-        return {told}
+                may_be = {"deleted", "not found"}
+            case "lose":  # a deletion that was forgotten may come back, the file may not
+                may_be = {told} | self.stray.get(uid, set()) | ({"deleted"} if told == "not found" else set())
+        return may_be
 
     # ---- doing it -----------------------------------------------------------------------------------------------------------
 
@@ -183,7 +186,6 @@ class History:
         return died
 
     async def act(self, step: Step, storage: Storage) -> None:
-        later = await now(self.storage) + MINUTE
         match step.what:
             case "pack":
                 manifest = self.manifest(step.uids, step.version)
@@ -196,18 +198,22 @@ class History:
                 await self.lose_and_repair(storage)
             case "restart":
                 self.storage = self.maker.storage = await self.open_again()
-            case "forget":
-                await self.compact(storage, Rewriting(drop_tombstones_before=later), later)
-            case "gc":
-                for identity in await shards(self.maker):
-                    await collect_shard(storage, identity, Limits(later, later, apply=True))
-                await collect_leftovers(storage, Limits(later, later, apply=True))
-            case "erase":
-                for identity in await shards(self.maker):
-                    erasure = await erase_in_shard(storage, identity, Rewriting(), later)
-                    assert erasure.is_complete or self.stray
             case _:
-                await self.compact(storage, WAYS[step.what], later)
+                await self.maintain(step, storage)
+
+    async def maintain(self, step: Step, storage: Storage) -> None:
+        later = await now(self.storage) + MINUTE
+        if step.what == "gc":
+            await collect_leftovers(storage, Limits(later, later, apply=True))
+        for identity in await shards(self.maker):
+            if step.what == "gc":
+                await collect_shard(storage, identity, Limits(later, later, apply=True))
+            elif step.what == "erase":
+                erasure = await erase_in_shard(storage, identity, Rewriting(), later)
+                assert erasure.is_complete or self.stray
+            elif step.what in COMPACTING:
+                how = WAYS.get(step.what, Rewriting(drop_tombstones_before=later))
+                await self.compact(storage, identity, how, later)
 
     def manifest(self, uids: Sequence[str], version: int) -> Path:
         rows = [self.sources.row(uid, content(uid, version)) for uid in uids]
@@ -223,12 +229,11 @@ class History:
             acts[uid] = partial(Run().pack, view, manifest, on_conflict="replace")
         await scheduler.run(acts)
 
-    async def compact(self, storage: Storage, how: Rewriting, at: int) -> None:
+    async def compact(self, storage: Storage, identity: Identity, how: Rewriting, at: int) -> None:
         """Compact; condemned segments are sometimes deleted by it, and sometimes stay."""
         live = sum(isinstance(told, bytes) for told in self.told.values())
-        for identity in await shards(self.maker):
-            rules = Rules(small_segments=2, garbage_share=0.01)
-            await compact_shard(storage, identity, rules, how, now=at, grace=(live % 2 - 1) * MINUTE)
+        rules = Rules(small_segments=2, garbage_share=0.01)
+        await compact_shard(storage, identity, rules, how, now=at, grace=(live % 2 - 1) * MINUTE)
 
     async def lose_and_repair(self, storage: Storage) -> None:
         for identity in {self.maker.identity(uid) for uid in UIDS}:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -339,7 +339,7 @@ def try_out(mutation: Mutation, tree: Path) -> Outcome:
 
 
 def _failed(report: Path) -> Iterator[str]:
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:
             # a class name is the module's path with dots, then the class: tests.store.test_heads.TestDamage
             module, dot, owner = case.attrib["classname"].partition(".Test")

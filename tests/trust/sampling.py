@@ -1,6 +1,6 @@
 """A pytest plugin for `make trust`: how many cases of each test run, and a line of JSON about each one that did.
 
-Of the n cases of a test `TRUST_SCALE` × n run, chosen by `TRUST_SEED`: short forms first, and one at least where there is a short form. At 1 all do.
+Of the n cases of a test that share runs which `TRUST_SCALE` says, chosen by `TRUST_SEED`: short forms first, and one at least where there is a short form. At 1 all do.
 """
 
 from __future__ import annotations
