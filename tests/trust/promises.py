@@ -57,6 +57,7 @@ ROWS = (
             *_in("lifecycle/test_commands", "TestGc::test_a_lost_head", "TestRepair::test_a_lost_head_comes_back"),
             *_in("lifecycle/test_interleavings", "test_while_a_lost_head_is_repaired"),
             *_in("lifecycle/test_repairing"),
+            *_in("lifecycle/test_collecting", "test_a_shard_without_a_good_head_is_not_touched"),
             *_in("pack/test_commit", "TestOpening::test_a_lost_head_is_named_and_nothing_written"),
         ),
     ),
