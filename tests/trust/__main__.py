@@ -62,7 +62,17 @@ def run_tests(rows: list[Row], seed: str) -> tuple[int, list[Result]]:
     with tempfile.TemporaryDirectory(prefix="des-trust-") as directory:
         report = Path(directory, "cases.ndjson")
         report.touch()
-        options = ["-n", "auto", "--dist", "loadgroup", "-m", "soak or not soak", "-p", "tests.trust.sampling"]
+        # One more than there are cores: the long soak of the service mostly waits.
+        options = [
+            "-n",
+            str((os.cpu_count() or 1) + 1),
+            "--dist",
+            "worksteal",
+            "-m",
+            "soak or not soak",
+            "-p",
+            "tests.trust.sampling",
+        ]
         options += ["--timeout", str(_CASE_SECONDS), "-q", "--show-capture=no", "-p", "no:cacheprovider"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), SEED: seed, REPORT: str(report)}
         command = [sys.executable, "-m", "pytest", *options, *tests]

@@ -216,6 +216,7 @@ ROWS = (
         (
             *_in("http/test_endurance"),
             *_in("http/test_exchange"),
+            *_in("s3/test_service_soak"),
         ),
     ),
     Row(
