@@ -72,7 +72,9 @@ async def ask_under_damage(
     return met
 
 
-@pytest.mark.parametrize("change", [flipped, cut, pytest.param(every_bit_flipped, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "change", [flipped, cut, pytest.param(every_bit_flipped, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+)
 @pytest.mark.parametrize("which", ["head", "segment"])
 async def test_every_damage_of_a_small_shard(
     tmp_path: Path, which: str, change: Callable[[bytes], Iterator[Damage]]

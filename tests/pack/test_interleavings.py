@@ -195,5 +195,5 @@ async def test_two_packers_and_a_lost_reply(tmp_path: Path, name: str, seeds: ra
         if not fired:
             break
         verbs += fired
-    assert verbs.count("put") >= len(seeds)
+    assert verbs.count("put") > len(seeds) / 2  # where both bring the same, only one writes
     assert len(verbs) >= 7 * len(seeds)

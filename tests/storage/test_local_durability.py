@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -65,6 +66,34 @@ class TestDurability:
             "fsync <temporary>",
             "replace <temporary>",
             "fsync store/20240131/0A",
+        ]
+
+    async def test_lock_compare_write_unlock(
+        self, local: LocalStorage, os_calls: OsCalls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        version = await local.put(KEY, b"1", IfAbsent())
+        flock = fcntl.flock
+
+        def watched(number: int, operation: int) -> None:
+            os_calls.log.append({fcntl.LOCK_EX: "lock", fcntl.LOCK_UN: "unlock"}[operation])
+            flock(number, operation)
+
+        monkeypatch.setattr(fcntl, "flock", watched)
+        os_calls.arm()
+        await local.put(KEY, b"2", IfVersion(version))
+        log = [
+            line
+            for line in os_calls.log
+            if not line.startswith(("open store/.locks", "open <", "mkdir", "fsync store"))
+        ]
+        assert log == [
+            "lock",
+            f"open store/{KEY}",
+            "write <temporary>",
+            "fsync <temporary>",
+            "replace <temporary>",
+            "open store/20240131",
+            "unlock",
         ]
 
     async def test_each_process_syncs_the_way_to_a_directory_once(self, base: Path, os_calls: OsCalls) -> None:

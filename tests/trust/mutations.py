@@ -196,7 +196,7 @@ MUTATIONS = (
         "des/storage/local.py",
         "        with self._locks.hold(key):\n            _check(path, mode)",
         "        if key:\n            _check(path, mode)",
-        ("tests/storage/test_local_processes.py::TestProcesses::test_two_processes_lose_no_update",),
+        ("tests/storage/test_local_durability.py::TestDurability::test_lock_compare_write_unlock",),
     ),
     Mutation(
         "commit log ignored",
