@@ -208,7 +208,8 @@ def pack_command(
         except StorageError:
             if report.shards and not is_dry_run:  # else nothing was begun, and the error says it all
                 _conclude(report, console, as_json=as_json, quiet=quiet)
-                say("packing stopped; run the same command again: what is done is skipped.")
+                stopped = "not all of it counts yet" if report.is_complete else "packing stopped"
+                say(f"{stopped}; run the same command again: what is done is skipped.")
             raise
     if stopped_by is None and found is not None:
         _show(found, console, as_json=as_json)
