@@ -241,6 +241,16 @@ MUTATIONS = (
         ("tests/pack/test_packer.py::TestOtherWriters::test_my_segment_is_condemned",),
     ),
     Mutation(
+        "quorum ignored",
+        "des/pack/commit.py",
+        "    await settle(storage, base.identity)\n    return swapped",
+        "    return swapped",
+        (
+            "tests/pack/test_several_places.py::TestSwap::test_too_few_places",
+            "tests/pack/test_several_places.py::test_a_copy_is_down_and_comes_back",
+        ),
+    ),
+    Mutation(
         "a deleted file comes back with the next pack",
         "des/pack/decisions.py",
         "    if entry is None:\n",

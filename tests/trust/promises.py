@@ -182,6 +182,15 @@ ROWS = (
         ),
     ),
     Row(
+        "P1 P2 P6",
+        "one of several places down, stale or damaged",
+        (
+            *_in("store/test_places"),
+            *_in("pack/test_several_places"),
+            *_in("lifecycle/test_several_places"),
+        ),
+    ),
+    Row(
         "P2 P5",
         "503 SlowDown storm, every second request",
         (
