@@ -23,6 +23,7 @@ from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
+from des.pack.workers import forked_workers
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
+    from des.pack.workers import Workers
     from des.settings import Settings
     from des.shard.codecs import CodecName
     from des.storage.protocol import Storage
@@ -193,6 +195,7 @@ def pack_command(
     report = Report(store="")
     with ExitStack() as stack:
         report.shown = sys.stderr
+        workers = None if is_dry_run else stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
@@ -202,7 +205,7 @@ def pack_command(
             shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
             stack.callback(shown.close)
             progress = shown
-        work = _work_of(job, report, progress, is_dry_run=is_dry_run)
+        work = _work_of(job, report, progress, workers, is_dry_run=is_dry_run)
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
@@ -237,11 +240,11 @@ def _tell_done_before(report: Report) -> None:
 
 
 def _work_of(
-    job: PackJob, report: Report, progress: Progress, *, is_dry_run: bool
+    job: PackJob, report: Report, progress: Progress, workers: Workers | None, *, is_dry_run: bool
 ) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
     if is_dry_run:
         return lambda storage, _: dry_run(storage, job, report, progress)
-    return lambda storage, buckets: pack(storage, job, report, progress, buckets)
+    return lambda storage, buckets: pack(storage, job, report, progress, buckets, workers)
 
 
 def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:

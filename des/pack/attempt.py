@@ -115,9 +115,8 @@ class Attempt:
         if self._failed:
             rows = [row for row in rows if row.number not in self._failed]
         async with self._workshop.remote.fetched(rows) as fetch:
-            items, left = await self._workshop.in_thread(
-                lambda: encode_batch(fetch.rows, self._encoding_base, compression, fetch.content)
-            )
+            base = self._encoding_base.narrowed(fetch.rows)
+            items, left = await self._workshop.in_worker(encode_batch, fetch.rows, base, compression, fetch.content)
             rest = [*left, *fetch.rest]
             return items, rows[: len(rows) - len(rest)], rest
 

@@ -1,6 +1,6 @@
-"""Encoding batches of small files in a worker thread: read, look up, compress, hash, draft their catalog rows.
+"""Encoding batches of small files in a worker process or thread: read, look up, compress, hash, draft their catalog rows.
 
-One thread hop serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
+One hop to a worker serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
 to be told its offset.
 """
 
@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from des.pack.decisions import Candidate
 from des.pack.sources import SourceError, read_small
@@ -55,6 +55,10 @@ class EncodedRun:
     row_bytes: int
     raw_size: int
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process in columns, which takes a third of the time that rows take."""
+        return _run_of_columns, (self.numbers, tuple(zip(*self.drafts, strict=True)), self.stored, self.row_bytes, self.raw_size)
+
     @classmethod
     def of(cls, numbers: Sequence[int], drafts: Sequence[RowDraft], stored: bytes) -> EncodedRun:
         """Return the run of some files."""
@@ -66,6 +70,12 @@ class EncodedRun:
         size = sum(draft.stored_size for draft in self.drafts[:count])
         first = EncodedRun.of(self.numbers[:count], self.drafts[:count], self.stored[:size])
         return first, EncodedRun.of(self.numbers[count:], self.drafts[count:], self.stored[size:])
+
+
+def _run_of_columns(
+    numbers: Sequence[int], columns: tuple[Sequence[Any], ...], stored: bytes, row_bytes: int, raw_size: int
+) -> EncodedRun:
+    return EncodedRun(numbers, list(map(RowDraft, *columns)), stored, row_bytes, raw_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +130,13 @@ class Base:
     find: Callable[[bytes], Entry | None] | None
     generation: int
 
+    def narrowed(self, rows: Sequence[PlannedRow]) -> Base:
+        """Return the same as far as it concerns some rows: that can be sent to another process, where a head is too large."""
+        if self.find is None:
+            return self
+        known = {row.file_id: entry for row in rows if (entry := self.find(row.file_id)) is not None}
+        return Base(known.get if known else None, self.generation)
+
 
 class _Encoders(threading.local):
     def __init__(self) -> None:
@@ -132,7 +149,7 @@ _encoders = _Encoders()
 
 def _encoder_for(compression: Compression) -> Encoder:
     """Return this thread's encoder."""
-    if _encoders.compression is not compression or _encoders.encoder is None:
+    if _encoders.compression != compression or _encoders.encoder is None:
         _encoders.encoder = Encoder(compression)
         _encoders.compression = compression
     return _encoders.encoder

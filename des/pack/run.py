@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from des.pack.inputs import Input
     from des.pack.partition import Partition
     from des.pack.report import Origin, Report
+    from des.pack.workers import Workers
     from des.shard.codecs import Compression
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
@@ -105,7 +106,12 @@ class Progress:
 
 
 async def pack(
-    storage: Storage, job: PackJob, report: Report, progress: Progress, buckets: SourceBuckets | None = None
+    storage: Storage,
+    job: PackJob,
+    report: Report,
+    progress: Progress,
+    buckets: SourceBuckets | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
 
@@ -115,6 +121,7 @@ async def pack(
         report: takes what became of each file.
         progress: is told where the run stands.
         buckets: for sources on S3; None: rows that name one fail.
+        workers: processes that encode; None: `job.threads` threads of this one do.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -139,7 +146,7 @@ async def pack(
                 remote = RemoteSources(buckets, job.memory // 8)
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
-                await _pack_shards(storage, job, plan, compression, work, report, progress, remote)
+                await _pack_shards(storage, job, plan, compression, work, report, progress, remote, workers)
         report.is_complete = True
     finally:
         report.seconds = round(time.monotonic() - started, 3)
@@ -252,6 +259,7 @@ async def _pack_shards(
     report: Report,
     progress: Progress,
     remote: RemoteSources,
+    workers: Workers | None,
 ) -> None:
     options = Options(
         compression=compression,
@@ -267,6 +275,7 @@ async def _pack_shards(
         threads=job.threads,
         batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
+        workers=workers,
     )
 
     reporting = anyio.CapacityLimiter(1)
