@@ -134,7 +134,7 @@ class Round:
         if self.numbers is None:
             return plan.rows(self.shard, after, _PAGE_BATCHES * BATCH_FILES)
         start = bisect_right(self.numbers, after)
-        return plan.rows_by_number(self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
+        return plan.rows_by_number(self.shard, self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
 
 
 class SlottedBatches:
