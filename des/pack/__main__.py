@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -28,7 +29,7 @@ from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _SIZE = TypeAdapter(ByteSize)
 _MIN_SEGMENT_BYTES = 64 << 10
 _MIN_MEMORY_BYTES = 64 << 20
+_ALLOCATIONS_A_COLLECTION = 50_000
 
 
 class SizeType(click.ParamType[int]):
@@ -195,6 +197,7 @@ def pack_command(
     report = Report(store="")
     with ExitStack() as stack:
         report.shown = sys.stderr
+        stack.enter_context(_rare_garbage_collections())
         workers = None if is_dry_run else stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
@@ -222,6 +225,19 @@ def pack_command(
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
         return 128 + stopped_by
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
+
+
+@contextmanager
+def _rare_garbage_collections() -> Iterator[None]:
+    """Look for cycles rarely: rows are no part of any, but come and go by the million."""
+    threshold = gc.get_threshold()
+    gc.freeze()  # nor are modules garbage; and what is not looked at stays shared with the workers
+    gc.set_threshold(_ALLOCATIONS_A_COLLECTION, *threshold[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
 
 
 def _check_dry(state: Path | None, *, is_dry_run: bool) -> None:
