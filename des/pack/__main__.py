@@ -198,7 +198,9 @@ def pack_command(
     with ExitStack() as stack:
         report.shown = sys.stderr
         stack.enter_context(_rare_garbage_collections())
-        workers = None if is_dry_run else stack.enter_context(forked_workers(job.threads))  # before anything has threads
+        workers = (
+            None if is_dry_run else stack.enter_context(forked_workers(job.threads))
+        )  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
@@ -231,13 +233,11 @@ def pack_command(
 def _rare_garbage_collections() -> Iterator[None]:
     """Look for cycles rarely: rows are no part of any, but come and go by the million."""
     threshold = gc.get_threshold()
-    gc.freeze()  # nor are modules garbage; and what is not looked at stays shared with the workers
     gc.set_threshold(_ALLOCATIONS_A_COLLECTION, *threshold[1:])
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
-        gc.unfreeze()
 
 
 def _check_dry(state: Path | None, *, is_dry_run: bool) -> None:
@@ -329,7 +329,11 @@ async def _run(
 
 def main() -> None:
     """Entry point of `des-pack`."""
-    run_command(pack_command)
+    gc.freeze()  # no module is garbage, and what is not looked at stays shared with the workers
+    try:
+        run_command(pack_command)
+    finally:
+        gc.freeze()  # the process is about to end, whatever is left
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from des.pack.commit import Change, are_usable, new_name, now_microseconds, swap
 from des.pack.decisions import Candidate, candidate_of
-from des.pack.encoding import Base, EncodedRun, encode_batch, large_encoder_for, record_for
+from des.pack.encoding import Base, EncodedRun, encode_columns, large_encoder_for, record_for
 from des.pack.gathering import Gathered
 from des.pack.plan import Done
 from des.pack.report import Failure, Tally
@@ -116,8 +116,9 @@ class Attempt:
             rows = [row for row in rows if row.number not in self._failed]
         async with self._workshop.remote.fetched(rows) as fetch:
             base = self._encoding_base.narrowed(fetch.rows)
-            items, left = await self._workshop.in_worker(encode_batch, fetch.rows, base, compression, fetch.content)
-            rest = [*left, *fetch.rest]
+            columns = tuple(zip(*fetch.rows, strict=True))
+            items, left = await self._workshop.in_worker(encode_columns, columns, base, compression, fetch.content)
+            rest = [*fetch.rows[len(fetch.rows) - left :], *fetch.rest]
             return items, rows[: len(rows) - len(rest)], rest
 
     def _settle(self, settled: Settled) -> None:

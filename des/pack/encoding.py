@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from des.pack.decisions import Candidate
+from des.pack.plan import PlannedRow
 from des.pack.sources import SourceError, read_small
 from des.shard.catalog import RowDraft, draft_row
 from des.shard.chunking import LargeEncoder
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from des.errors import Status
-    from des.pack.plan import PlannedRow
     from des.pack.remote import Fetched, RemoteLarge
 
-BATCH_FILES = 256
+BATCH_FILES = 512
 # Files are compressed together once so many bytes of them were read, so that little is held both raw and encoded.
 RUN_BYTES = 1 << 20
 # A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
@@ -57,7 +57,13 @@ class EncodedRun:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Go to another process in columns, which takes a third of the time that rows take."""
-        return _run_of_columns, (self.numbers, tuple(zip(*self.drafts, strict=True)), self.stored, self.row_bytes, self.raw_size)
+        return _run_of_columns, (
+            self.numbers,
+            tuple(zip(*self.drafts, strict=True)),
+            self.stored,
+            self.row_bytes,
+            self.raw_size,
+        )
 
     @classmethod
     def of(cls, numbers: Sequence[int], drafts: Sequence[RowDraft], stored: bytes) -> EncodedRun:
@@ -247,6 +253,18 @@ def encode_batch(
     if waiting:
         items.append(_encode_run(waiting, raws, 0, base.generation, compression))
     return items, rest
+
+
+def encode_columns(
+    columns: tuple[Sequence[Any], ...], base: Base, compression: Compression, fetched: Mapping[int, Fetched]
+) -> tuple[list[Item], int]:
+    """Do as `encode_batch` for rows that came from another process: in columns, which are sent in a third of the time that rows take.
+
+    Returns:
+        The items in order, and how many rows did not fit.
+    """
+    items, rest = encode_batch(list(map(PlannedRow, *columns)) if columns else [], base, compression, fetched)
+    return items, len(rest)
 
 
 def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:

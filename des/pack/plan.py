@@ -183,7 +183,9 @@ class Plan:
     def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> list[PlannedRow]:
         """Return some rows of a shard by their numbers, which rise."""
         wanted = frozenset(numbers)
-        chunks = self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
+        chunks = (
+            self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
+        )
         return [row for _, uids, others in chunks for row in _rows_of(uids, others) if row.number in wanted]
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
@@ -259,7 +261,16 @@ def _chunk(rows: Sequence[ManifestRow]) -> tuple[int, int, int, int, int, bytes,
     numbers, shards, uids, times, sources, sizes, types, metadata = zip(*rows, strict=True)
     size = sum([size for size in sizes if size])
     texts = [one.decode() for one in metadata] if any(metadata) else None
-    others = orjson.dumps((numbers, times, sources, sizes if any(one is not None for one in sizes) else None, types if any(types) else None, texts))
+    others = orjson.dumps(
+        (
+            numbers,
+            times,
+            sources,
+            sizes if any(one is not None for one in sizes) else None,
+            types if any(types) else None,
+            texts,
+        )
+    )
     return shards[0], numbers[0], numbers[-1], len(rows), size, orjson.dumps(uids), others
 
 
@@ -269,7 +280,17 @@ def _rows_of(uids: bytes, others: bytes) -> list[PlannedRow]:
     numbers, times, sources, sizes, types, metadata = orjson.loads(others)
     encoded = repeat(b"") if metadata is None else map(str.encode, metadata)
     return list(
-        map(PlannedRow, numbers, map(file_id, names), names, times, sources, sizes or repeat(None), types or repeat(None), encoded)
+        map(
+            PlannedRow,
+            numbers,
+            map(file_id, names),
+            names,
+            times,
+            sources,
+            sizes or repeat(None),
+            types or repeat(None),
+            encoded,
+        )
     )
 
 
