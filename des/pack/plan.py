@@ -250,8 +250,9 @@ class Plan:
 
 
 def _draw(row: PlannedRow) -> tuple[int, int]:
-    """Return where a row stands when rows are drawn: golden-ratio hashing of the numbers (Knuth, TAOCP vol. 3, 6.4), spread evenly over the run, and in
-    an order that has nothing to do with the rows.
+    """Return where a row stands when rows are drawn.
+
+    Golden-ratio hashing of the numbers (Knuth, TAOCP vol. 3, 6.4): spread evenly over the run, and in an order that has nothing to do with the rows.
     """
     return (row.number & 0x7FFF_FFFF) * 2_654_435_761 & 0xFFFF_FFFF, row.number
 

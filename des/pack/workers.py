@@ -52,17 +52,18 @@ class Workers:
         Raises:
             Exception: what the function raises.
         """
+        call, answer = pickle.dumps((work, args, kwargs), _PICKLE), None
         pipe = self._idle.get()
         if pipe is not None:
             try:
-                pipe.send_bytes(pickle.dumps((work, args, kwargs), _PICKLE))
+                pipe.send_bytes(call)
                 answer = pipe.recv_bytes()
             except (EOFError, OSError):
                 _log.warning("a worker process died; the run goes on without it.")
                 pipe.close()
                 pipe = None
         self._idle.put(pipe)
-        if pipe is None:
+        if answer is None:
             return work(*args, **kwargs)
         error, result = pickle.loads(answer)  # noqa: S301 - from a fork of this process
         if error is not None:
