@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http serve clean
+.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http serve deploy-check scrape-check image-test restore-drill clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,21 @@ check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(BIN)/promtool: | $(DEV)
+	sh deploy/promtool.sh $(BIN)
+
+deploy-check: $(DEV) $(BIN)/promtool ## Check what is in deploy/ without an engine or a cluster
+	$(BIN)/python -m deploy.check
+
+scrape-check: $(DEV) $(BIN)/promtool ## Let a real Prometheus scrape two workers, and ask it what the dashboard asks
+	$(BIN)/python -m deploy.scrape_check
+
+image-test: $(DEV) ## Build the image and run it, without an engine (as root on Debian)
+	$(BIN)/python -m deploy.image_test
+
+restore-drill: $(DEV) ## Copy a store while a packer runs, repair the copies, compare
+	$(BIN)/python -m deploy.restore_drill
 
 fmt: $(DEV) ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .

@@ -80,6 +80,9 @@ CACHE_BYTES = Instrument("des_cache_bytes", "gauge", "Bytes in the read caches")
 IN_FLIGHT = Instrument("des_http_requests_in_flight", "gauge", "HTTP requests being answered")
 SHED = Instrument("des_http_requests_shed_total", "counter", "HTTP requests refused by the limit they met", ("limit",))
 BYTES_OUT = Instrument("des_http_bytes_out_total", "counter", "Bytes of HTTP bodies handed to the server")
+BUILD_INFO = Instrument(
+    "des_build_info", "gauge", "Processes that serve, by the version of their program", ("version",)
+)
 PACK_FILES = Instrument("des_pack_files_total", "counter", "Files of manifests by outcome", ("status",))
 PACK_BYTES = Instrument("des_pack_bytes_total", "counter", "Bytes read from sources and stored", ("direction",))
 PACK_SECONDS = Instrument("des_pack_seconds_total", "counter", "Seconds spent packing")
@@ -103,6 +106,15 @@ MAINTENANCE_SUCCESS = Instrument(
 )
 MAINTENANCE = (MAINTENANCE_COUNTS, MAINTENANCE_SECONDS, MAINTENANCE_SUCCESS)
 
+HEDGES = Instrument(
+    "des_hedges_total", "counter", "Reads sent to a second place because the first was slow", ("place", "outcome")
+)
+FAILOVERS = Instrument("des_failovers_total", "counter", "Reads answered by a place that was not the first", ("place",))
+MENDED = Instrument("des_mended_total", "counter", "Objects looked at after damage, by place", ("place", "status"))
+PLACE_UP = Instrument(
+    "des_place_up", "gauge", "Workers that ask a place of a zone, and do not leave it alone", ("place",)
+)
+
 INSTRUMENTS = (
     RETRIEVALS,
     RETRIEVAL_SECONDS,
@@ -117,10 +129,15 @@ INSTRUMENTS = (
     IN_FLIGHT,
     SHED,
     BYTES_OUT,
+    BUILD_INFO,
     PACK_FILES,
     PACK_BYTES,
     PACK_SECONDS,
     PACK_SUCCESS,
+    HEDGES,
+    FAILOVERS,
+    MENDED,
+    PLACE_UP,
     *MAINTENANCE,
 )
 
@@ -312,6 +329,11 @@ def bytes_out(count: int) -> None:
     """Count bytes of an HTTP body."""
     if _registry.is_active:
         _registry.add_to(_BYTES_OUT_KEY, count)
+
+
+def serving(version: str) -> None:
+    """Note that this process serves, and the version of its program."""
+    _registry.set(BUILD_INFO, 1, version)
 
 
 def files_packed(status: str, count: int) -> None:

@@ -68,6 +68,8 @@ def test_every_function_feeds_its_instrument(grown: Growth) -> None:
     metrics.bytes_packed(10, 4)
     metrics.packing_took(1.5)
     metrics.requests_in_flight(1)
+    metrics.serving("0.0.0")
+    assert grown['des_build_info{version="0.0.0"}'] == 1
     assert grown['des_retrievals_total{backend="local",status="ok"}'] == 1
     assert grown['des_retrieval_seconds_sum{backend="local"}'] == 0.25
     assert grown['des_http_requests_shed_total{limit="bytes"}'] == 1

@@ -145,9 +145,10 @@ def _summary(done: Sequence[Compaction]) -> dict[str, Any]:
         totals["files"] += one.files
         totals["bytes_moved"] += one.bytes_moved
         totals["garbage_bytes"] += one.choice.garbage_bytes
+        totals["stored_bytes"] += one.stored_bytes
         totals["tombstones_dropped"] += one.tombstones_dropped
         totals["segments_collected"] += one.collected
-    names = ("files", "bytes_moved", "garbage_bytes", "tombstones_dropped", "segments_collected")
+    names = ("files", "bytes_moved", "garbage_bytes", "stored_bytes", "tombstones_dropped", "segments_collected")
     return {"shards": len(done)} | {name: totals[name] for name in names}
 
 

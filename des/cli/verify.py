@@ -112,12 +112,19 @@ def _json(outcome: _Outcome) -> dict[str, Any]:
         "sample": outcome.sampling.share,
         "seed": outcome.sampling.seed,
         "seconds": round(outcome.seconds, 3),
-        "damage": [asdict(damage) for damage in report.damage],
-        "garbage": [asdict(damage) for damage in report.garbage],
+        "damage": [_damage(damage) for damage in report.damage],
+        "garbage": [_damage(damage) for damage in report.garbage],
         "orphans": [_object(info) for info in report.orphans],
         "condemned": [{"key": one.key, "since": rfc3339(from_microseconds(one.since))} for one in report.condemned],
         "leftovers": [_object(info) for info in report.leftovers],
     }
+
+
+def _damage(damage: Damage) -> dict[str, Any]:
+    fields = asdict(damage)
+    if damage.place is None:
+        del fields["place"]
+    return fields
 
 
 def _object(info: ObjectInfo) -> dict[str, Any]:
@@ -154,7 +161,8 @@ def _write(outcome: _Outcome) -> None:
 
 def _told(damage: Damage) -> str:
     uid = "" if damage.uid is None else f" uid {visible(damage.uid)!r}"
-    return f"{visible(damage.key)}{uid}: {damage.sentence}"
+    place = "" if damage.place is None else f" at {visible(damage.place)}"
+    return f"{visible(damage.key)}{place}{uid}: {damage.sentence}"
 
 
 @contextmanager

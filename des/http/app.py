@@ -70,6 +70,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
         SettingsError: a setting is wrong.
     """
     metrics.activate()
+    metrics.serving(openapi.VERSION)
     service = Service(settings)
     keys = None if settings.http_api_keys_file is None else KeysFile(settings.http_api_keys_file)
     has_admin_port = settings.http_admin_port is not None

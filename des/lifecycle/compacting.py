@@ -15,7 +15,7 @@ from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
 from des.lifecycle.choosing import Choice, choose, maybe_sparse
 from des.lifecycle.condemned import delete_condemned, forget_condemned, overdue, remove_unlisted, without_condemned
 from des.lifecycle.rewriting import Rewriting, Rewritten, rewrite
-from des.pack.commit import are_usable, find_shard, swap
+from des.pack.commit import are_usable, find_shard, settle, swap
 from des.shard.dropping import drop_entries, drop_segments
 from des.shard.layout import ENTRY_BYTES
 from des.shard.merging import merge
@@ -46,6 +46,7 @@ class Compaction:
         bytes_moved: stored bytes that were copied.
         tombstones_dropped: how many tombstones were forgotten.
         collected: condemned segments of earlier runs that were deleted.
+        stored_bytes: of all segments that the head listed before.
     """
 
     shard: str
@@ -56,6 +57,7 @@ class Compaction:
     bytes_moved: int = 0
     tombstones_dropped: int = 0
     collected: int = 0
+    stored_bytes: int = 0
 
 
 async def plan_compaction(storage: Storage, identity: Identity, rules: Rules) -> Compaction:
@@ -100,6 +102,7 @@ async def compact_shard(
             choice = await _with_old_tombstones(storage, base, await _choose(storage, base, rules), how)
             if not choice.names:
                 await forget_condemned(storage, identity, collected)
+                await settle(storage, identity)  # an earlier compaction may not be everywhere yet
                 return _unchanged(base, choice, len(collected))
             rewritten = await rewrite(storage, base, choice.names, _within(how, choice))
         except ObjectNotFoundError as error:
@@ -116,13 +119,20 @@ async def compact_shard(
                 rewritten.bytes_moved,
                 len(rewritten.dropped),
                 len(collected),
+                _stored_bytes(base),
             )
     raise ConflictError(f"{identity.head_key}: others compacted it {_ATTEMPTS} times meanwhile; run again.")
 
 
 def _unchanged(base: WholeHead, choice: Choice, collected: int) -> Compaction:
     segments = len(base.tables.segments)
-    return Compaction(base.identity.shard_name, choice, segments, segments, collected=collected)
+    return Compaction(
+        base.identity.shard_name, choice, segments, segments, collected=collected, stored_bytes=_stored_bytes(base)
+    )
+
+
+def _stored_bytes(base: WholeHead) -> int:
+    return sum(ref.size for ref in base.tables.segments)
 
 
 async def _choose(storage: Storage, base: WholeHead, rules: Rules) -> Choice:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from des.errors import ObjectNotFoundError
-from des.pack.commit import lost_head, require_shard, swap
+from des.pack.commit import lost_head, require_shard, settle, swap
 from des.shard.tables import Condemned
 from des.store.heads import load_head
 
@@ -29,20 +29,25 @@ async def delete_condemned(storage: Storage, identity: Identity, names: Collecti
 
     The head is read for it: between condemning and deleting the caller may have slept for long, and a repair may have put one of them to use again.
     The order matters to `des repair`: a tombstone is condemned after, or with and behind, the files it stands for, and outlives them.
+    It is settled first, so that no place that must hold it goes on listing what is deleted; and where one of several places does not delete an object,
+    its name stays on the list.
 
     Raises:
         LostHeadError: the head is gone, so nothing is deleted.
+        NotSettledError: too few places hold the head, so nothing is deleted.
         CorruptShardError: it is damaged.
         StorageError: the storage is unwell.
     """
     if not names:
         return frozenset()
     try:
-        tables = (await load_head(storage, identity)).head.tables
+        loaded = await load_head(storage, identity)
     except ObjectNotFoundError as error:
         raise lost_head(identity) from error
+    loaded.require_proof()
+    await settle(storage, identity)
     gone = set()
-    for name in [item.name for item in tables.condemned if item.name in names]:
+    for name in [item.name for item in loaded.head.tables.condemned if item.name in names]:
         key = identity.segment_key(name)
         await storage.delete(key)
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from des.errors import ConflictError
 from des.lifecycle.clock import microseconds_now
 from des.lifecycle.condemned import remove_unlisted
-from des.pack.commit import are_usable, find_shard, new_name, swap
+from des.pack.commit import are_usable, find_shard, new_name, settle, swap
 from des.pack.owners import Owner, Owners
 from des.routing import date_dir, file_id, normalize_uid, parse_created_at, shard_index
 from des.shard.layout import Identity
@@ -116,7 +116,10 @@ async def delete_in_shard(
         if base is None:
             return dict.fromkeys(uids, "not_found")
         outcomes, doomed = await _decide(storage, base, uids)
-        if not doomed or await _commit(storage, base, doomed, deleted_at):
+        if not doomed:
+            await settle(storage, identity)  # an earlier deletion may not be everywhere yet
+            return outcomes
+        if await _commit(storage, base, doomed, deleted_at):
             return outcomes
     raise ConflictError(
         f"{identity.head_key}: other writers changed the same files {_ATTEMPTS} times in a row; run again."

@@ -18,11 +18,12 @@ from des.errors import ConflictError, CorruptShardError, ObjectNotFoundError
 from des.lifecycle.compacting import require_changed, swap_rewritten
 from des.lifecycle.condemned import condemn, delete_condemned, forget_condemned
 from des.lifecycle.rewriting import rewrite
-from des.pack.commit import find_shard
+from des.pack.commit import find_shard, settle
 from des.shard.codecs import Compression
 from des.shard.layout import HEADER
 from des.store.cache import ByteLRU
 from des.store.catalogs import CatalogReader, load_segment, read_rows
+from des.store.places import list_everywhere
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ async def erase_in_shard(storage: Storage, identity: Identity, how: Rewriting, n
             erasure.kept = [identity.segment_key(name) for name in survey.mixed]
             erasure.remaining = [identity.segment_key(name) for name in (*survey.names, *survey.unlisted)]
             if not erasure.remaining:
+                await settle(storage, identity)
                 return erasure
             if survey.names and not await _rewrite(storage, base, survey.names, how, now):
                 continue
@@ -166,7 +168,7 @@ async def _survey(storage: Storage, base: WholeHead) -> _Survey:
     )
     listed = {ref.name for ref in base.tables.segments}
     catalogs = CatalogReader(storage, ByteLRU(_CACHE_BYTES))
-    async for info in storage.list(base.identity.segment_prefix):
+    for info in await list_everywhere(storage, base.identity):
         name = segment_name(base.identity, info.key)
         if name is not None and name not in listed:
             await _survey_unlisted(storage, base, catalogs, name, survey)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from des.errors import ObjectNotFoundError
 from des.pack.commit import close_shard
 from des.routing import parse_day
-from des.store.heads import load_head
+from des.store.heads import load_head, unproven
 from des.store.listing import days_of
+from des.store.places import list_everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -77,11 +78,11 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
     """
     measured = await measure_shard(storage, identity)
     version = await close_shard(storage, identity, now)
-    keys = [info.key async for info in storage.list(identity.segment_prefix)]
+    infos = await list_everywhere(storage, identity)
     if not await _is_still(storage, identity, version):
         return measured  # another run has removed the shard; what was listed may belong to a new one
-    for key in keys:
-        await storage.delete(key)
+    for info in infos:
+        await storage.delete(info.key)
     if await _is_still(storage, identity, version):
         await storage.delete(identity.head_key)
     return measured
@@ -89,9 +90,12 @@ async def expire_shard(storage: Storage, identity: Identity, now: int) -> Expire
 
 async def _is_still(storage: Storage, identity: Identity, version: str) -> bool:
     try:
-        return await storage.read_suffix(identity.head_key, 1, unless=version) is None
+        suffix = await storage.read_suffix(identity.head_key, 1, unless=version)
     except ObjectNotFoundError:
         return False
+    if suffix is not None and not suffix.is_proof:
+        raise unproven(identity)
+    return suffix is None
 
 
 async def measure_shard(storage: Storage, identity: Identity) -> ExpiredShard:

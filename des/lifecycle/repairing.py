@@ -33,7 +33,7 @@ from des.errors import (
     UnsupportedFormatError,
 )
 from des.lifecycle.clock import microseconds_now
-from des.pack.commit import close_shard, new_name
+from des.pack.commit import close_shard, new_name, settle
 from des.shard.layout import ENTRY_BYTES, Entry, decode_entry, to_microseconds
 from des.shard.reading import Head, parse_tail
 from des.shard.tables import HeadTables, SegmentRef
@@ -41,7 +41,8 @@ from des.shard.writing import encode_head
 from des.storage.protocol import IfAbsent, IfVersion
 from des.store.catalogs import load_segment, read_rows
 from des.store.checking import check_head
-from des.store.heads import MAX_HEAD_BYTES, whole_head
+from des.store.heads import MAX_HEAD_BYTES, unproven, whole_head
+from des.store.places import list_everywhere
 from des.store.shards import segment_name
 
 if TYPE_CHECKING:
@@ -103,12 +104,14 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
     Raises:
         UnsupportedFormatError: the shard is of a newer format.
         ConflictError: the head was repaired by somebody else meanwhile.
+        NotSettledError: the head is good now, but too few places hold it.
         ShardFullError: the segments hold more than a shard takes.
-        StorageError: the storage is unwell.
+        StorageError: the storage is unwell, or one of its places: a segment may be left in that one alone.
     """
     repair = Repair(identity.shard_name)
     state = await _state_of_head(storage, identity)
     if state is None:
+        await settle(storage, identity)  # an earlier repair may not be everywhere yet
         return repair
     mode, generation = state
     found = await _read_segments(storage, identity, repair)
@@ -127,6 +130,7 @@ async def repair_shard(storage: Storage, identity: Identity, *, give_up_unreadab
     except PreconditionFailedError as error:
         raise ConflictError(f"{identity.head_key} was repaired or made anew meanwhile; run again.") from error
     await _require_segments(storage, identity, tables)
+    await settle(storage, identity)
     repair.outcome = "rebuilt"
     repair.files, repair.deleted, repair.segments = tables.files, tables.deleted, len(tables.segments)
     return repair
@@ -138,7 +142,7 @@ async def _require_segments(storage: Storage, identity: Identity, tables: HeadTa
     Raises:
         ConflictError: it was; the new head is closed again.
     """
-    there = {segment_name(identity, info.key) async for info in storage.list(identity.segment_prefix)}
+    there = {segment_name(identity, info.key) for info in await list_everywhere(storage, identity)}
     if not {ref.name for ref in tables.segments} <= there:
         await close_shard(storage, identity, await microseconds_now(storage))
         raise ConflictError(f"shard {identity.shard_name} is being removed by `des expire`; run that again.")
@@ -155,6 +159,8 @@ async def _state_of_head(storage: Storage, identity: Identity) -> tuple[PutMode,
         return IfAbsent(), 0
     if suffix is None:
         raise StorageUnavailableError(f"{identity.head_key}: the storage gave no answer to a plain read.")
+    if not suffix.is_proof:
+        raise unproven(identity)
     generation = 0
     try:
         tail = Head(parse_tail(suffix.data, suffix.total_size), identity)
@@ -180,7 +186,7 @@ class _Found:
 
 async def _read_segments(storage: Storage, identity: Identity, repair: Repair) -> list[_Found]:
     found = []
-    async for info in storage.list(identity.segment_prefix):
+    for info in await list_everywhere(storage, identity):
         name = segment_name(identity, info.key)
         if name is None:
             continue

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. Every payload is checked on its way, down to the hash of its content: a compaction that carried damage along would bury it. What is damaged
-   stays where it is, and so does all of its segment.
+1. Every payload is checked on its way, down to the hash of its content: a compaction that carried damage along would bury it. What is damaged in
+   every place of the storage stays where it is, and so does all of its segment.
 2. Stored bytes are copied as they are, in the order of their places, unless they shall be compressed anew. A segment has one dictionary, so
    payloads that need different ones go to different segments.
 3. Rows and tombstones keep the generation they were decided in. A new segment names those it takes the place of once all their rows are in it
@@ -28,14 +28,15 @@ from des.errors import CorruptShardError
 from des.lifecycle.choosing import parted
 from des.pack.commit import new_name
 from des.pack.gathering import Gathered
-from des.shard.chunking import LargeEncoder, SeekTable, is_large
+from des.shard.chunking import CHUNK_BYTES, LargeEncoder, SeekTable, is_large
 from des.shard.codecs import Compression, Encoder, decode, worth_trying
 from des.shard.layout import NAME_BYTES, Codec, checksum32
 from des.shard.merging import Addition
 from des.shard.writing import Payload, SegmentWriter, content_hash
-from des.store.catalogs import load_segment, read_rows
+from des.store.catalogs import load_segment, read_dictionary, read_rows
 from des.store.heads import named
 from des.store.payloads import stored_chunks
+from des.store.places import elsewhere, first_good
 from des.store.planning import MAX_GAP_BYTES, Read, Want, coalesce
 from des.tasks import mapped_in_order, open_tasks
 
@@ -148,14 +149,9 @@ class _Group:
         await self._close_output()
 
     async def _load_dictionary(self, ref: SegmentRef) -> bytes | None:
-        place = ref.dictionary
-        if place is None:
+        if ref.dictionary is None:
             return None
-        key = self._base.identity.segment_key(ref.name)
-        data = await self._storage.read_range(key, place.offset, place.offset + place.length, purpose="index")
-        if content_hash(data) != place.content_hash:
-            raise CorruptShardError(f"{key}: its dictionary is damaged.")
-        return data
+        return await read_dictionary(self._storage, self._base.identity.segment_key(ref.name), ref.dictionary)
 
     # ---- reading ------------------------------------------------------------------------------------------------------------
 
@@ -221,22 +217,24 @@ class _Group:
         """Read and check the payloads of one request; a large file is only passed on, to be copied in its turn."""
         if not isinstance(planned, Read):
             return planned
-        data = await self._storage.read_range(key, planned.start, planned.end) if planned.end > planned.start else b""
+        start, end = planned.start, planned.end
 
-        def check_all() -> list[_Copied]:
+        def check_all(data: bytes) -> list[_Copied]:
             view = memoryview(data)
             encoder = Encoder(self._how.compression) if self._how.compression else None
             return [
-                self._checked(
-                    files[want.number], view[want.start - planned.start : want.end - planned.start], dictionary, encoder
-                )
+                self._checked(files[want.number], view[want.start - start : want.end - start], dictionary, encoder)
                 for want in planned.wants
             ]
 
-        try:
-            return await anyio.to_thread.run_sync(check_all)
-        except CorruptShardError as error:
-            raise named(error, key) from error
+        async def fetch(place: Storage) -> list[_Copied]:
+            data = await place.read_range(key, start, end) if end > start else b""
+            try:
+                return await anyio.to_thread.run_sync(check_all, data)
+            except CorruptShardError as error:
+                raise named(error, key) from error
+
+        return await first_good(self._storage, key, fetch)
 
     def _checked(
         self, row: CatalogRow, stored: memoryview, dictionary: bytes | None, encoder: Encoder | None
@@ -280,13 +278,22 @@ class _Group:
         digest = hashlib.sha256()
         try:
             start, end = SeekTable.place(entry)
-            encoded_table = await self._storage.read_range(key, start, end, purpose="index")
-            table = SeekTable(entry, encoded_table)
+
+            async def read_table(place: Storage) -> tuple[SeekTable, bytes]:
+                encoded = await place.read_range(key, start, end, purpose="index")
+                return SeekTable(entry, encoded), encoded
+
+            table, encoded_table = await first_good(self._storage, key, read_table)
 
             def check(index: int, stored: bytes) -> bytes:
                 raw = table.decode_chunk(index, stored)
                 digest.update(raw)
                 return encoder.add(raw) if encoder else stored
+
+            async def check_at(index: int, place: Storage) -> bytes:
+                span = table.span(index * CHUNK_BYTES, index * CHUNK_BYTES + 1)
+                stored = await place.read_range(key, entry.offset + span.start, entry.offset + span.end)
+                return await anyio.to_thread.run_sync(check, index, stored)
 
             async with (
                 self._storage.stream_range(key, entry.offset, start) as pieces,
@@ -294,7 +301,11 @@ class _Group:
             ):
                 index = 0
                 async for stored in chunks:
-                    await output.write(await anyio.to_thread.run_sync(check, index, stored))
+                    try:
+                        checked = await anyio.to_thread.run_sync(check, index, stored)
+                    except CorruptShardError as damage:
+                        checked = await elsewhere(self._storage, key, damage, partial(check_at, index))
+                    await output.write(checked)
                     index += 1
             if digest.digest()[:NAME_BYTES] != entry.content_hash:
                 raise CorruptShardError(f"the content of {row.uid!r} is not what was packed.")

@@ -144,7 +144,7 @@ class SizeType(click.ParamType[int]):
     "--dry-run", "is_dry_run", is_flag=True, help="Say what would be written and what it would cost; write nothing."
 )
 @click.option("--memory", type=SizeType(_MIN_MEMORY_BYTES), help="Bytes a run may hold. Default: DES_PACK_MEMORY.")
-@click.option("--threads", type=click.IntRange(1), help="Worker threads. Default: DES_PACK_THREADS.")
+@click.option("--threads", type=click.IntRange(1), help="Workers that read and compress. Default: DES_PACK_THREADS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 def pack_command(
@@ -216,7 +216,8 @@ def pack_command(
         except StorageError:
             if report.shards and not is_dry_run:  # else nothing was begun, and the error says it all
                 _conclude(report, console, as_json=as_json, quiet=quiet)
-                say("packing stopped; run the same command again: what is done is skipped.")
+                stopped = "not all of it counts yet" if report.is_complete else "packing stopped"
+                say(f"{stopped}; run the same command again: what is done is skipped.")
             raise
     if stopped_by is None and found is not None:
         _show(found, console, as_json=as_json)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from des.pack.commit import Change, are_usable, new_name, now_microseconds, swap
+from des.pack.commit import Change, are_usable, new_name, now_microseconds, settle, swap
 from des.pack.decisions import Candidate, candidate_of
 from des.pack.encoding import Base, EncodedRun, encode_columns, large_encoder_for, record_for
 from des.pack.gathering import Gathered
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from des.errors import Status
+    from des.pack.commit import NotSettledError
     from des.pack.encoding import Item
     from des.pack.plan import PlannedRow
     from des.pack.settling import Decided, LargeFile
@@ -39,12 +40,21 @@ _Encoded = tuple["list[Item]", "Sequence[PlannedRow]", "Sequence[PlannedRow]"]
 
 @dataclass(frozen=True, slots=True)
 class ShardOutcome:
-    """What packing a shard came to; `done` is what proves it, None where it cannot be proven."""
+    """What packing a shard came to.
+
+    Attributes:
+        tally: what became of its files.
+        segments: how many were written.
+        heads: how many were written.
+        done: what proves it; None where it cannot be proven.
+        unsettled: why nothing is acknowledged although it is committed; None: it is acknowledged.
+    """
 
     tally: Tally
     segments: int
     heads: int
     done: Done | None = None
+    unsettled: NotSettledError | None = None
 
 
 class DecidedOtherwiseError(Exception):
@@ -208,6 +218,8 @@ class Attempt:
             Errors as for `swap`.
         """
         if not self._additions:
+            if self._tally.skipped:  # by this head's word
+                await settle(self._workshop.storage, self._base.identity)
             return ShardOutcome(self._tally, 0, 0, _done(self._base.tables, ()))
         left_out: dict[bytes, frozenset[bytes]] = {}
 

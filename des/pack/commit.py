@@ -11,6 +11,9 @@ Rules, each of which stops a concrete loss:
    head is of another lineage, the answer is "run again": a rerun is idempotent.
 5. What is swapped in is decided anew on the head it is swapped onto.
 6. A writer never deletes its own segments: after an unknown outcome they may be in use. `des gc` collects what nobody lists.
+7. What a head holds is acknowledged once as many places hold it as must (`settle`): what was written, and what turned out to be there already.
+   Where they are too few, the commit stands, and the same call again finishes it.
+8. No head is a base on the word of a copy that may lag behind: a skip decided on it would acknowledge what is deleted since.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from des.errors import (
     SettingsError,
     StorageDeniedError,
     StorageError,
+    StorageUnavailableError,
 )
 from des.shard.layout import COMMIT_LOG_LENGTH, NAME_BYTES, Identity
 from des.shard.tables import Condemned, HeadTables
@@ -61,6 +65,10 @@ class Swapped:
 
     tables: HeadTables
     written: bool
+
+
+class NotSettledError(StorageUnavailableError):
+    """A head holds a commit, but too few places hold that head: nothing of it is acknowledged. The same call again finishes it."""
 
 
 def new_name() -> bytes:
@@ -158,6 +166,19 @@ async def are_usable(storage: Storage, head: WholeHead, names: Iterable[bytes]) 
     return True
 
 
+async def settle(storage: Storage, identity: Identity) -> None:
+    """Bring as many places as must hold it up to the shard's head: before anything in it is acknowledged.
+
+    Raises:
+        NotSettledError: too few places hold it.
+        StorageError: the storage is unwell.
+    """
+    try:
+        await storage.settle(identity.head_key)
+    except StorageUnavailableError as error:
+        raise NotSettledError(str(error)) from error
+
+
 async def swap(
     storage: Storage,
     base: WholeHead,
@@ -165,7 +186,7 @@ async def swap(
     *,
     pause: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> Swapped:
-    """Replace a head by compare-and-swap until it holds a change.
+    """Replace a head by compare-and-swap until it holds a change, and settle it.
 
     Args:
         storage: the store's place.
@@ -179,9 +200,21 @@ async def swap(
     Raises:
         ConflictError: other writers kept winning, or the outcome cannot be told any more: run again.
         LostHeadError: the head is gone.
+        NotSettledError: the head holds the change, but too few places hold that head.
         StorageError: the storage is unwell, and the head was without the change when it was last read.
         Whatever `change` raises, and CorruptShardError as for `read_whole_head`.
     """
+    swapped = await _swap(storage, base, change, pause)
+    await settle(storage, base.identity)
+    return swapped
+
+
+async def _swap(
+    storage: Storage,
+    base: WholeHead,
+    change: Callable[[WholeHead], Awaitable[Change | None]],
+    pause: Callable[[float], Awaitable[None]],
+) -> Swapped:
     tried: set[bytes] = set()
     troubles = 0
     failure: StorageError | None = None
@@ -221,7 +254,7 @@ async def swap(
 
 
 async def close_shard(storage: Storage, identity: Identity, since: int) -> str:
-    """Swap in an empty head that condemns all segments and that no writer may change any more: the beginning of a shard's removal.
+    """Swap in an empty head that condemns all segments and that no writer may change any more, and settle it: the beginning of a shard's removal.
 
     Args:
         storage: the store's place.
@@ -234,13 +267,21 @@ async def close_shard(storage: Storage, identity: Identity, since: int) -> str:
     Raises:
         CorruptShardError: the head is damaged.
         ConflictError: others kept changing the head; run again.
+        NotSettledError: the head is closed, but too few places hold that head.
         StorageError: the storage is unwell.
     """
+    version = await _close(storage, identity, since)
+    await settle(storage, identity)
+    return version
+
+
+async def _close(storage: Storage, identity: Identity, since: int) -> str:
     for _ in range(MAX_ATTEMPTS):
         tables = HeadTables(generation=0, lineage=new_name())
         mode: PutMode = IfAbsent()
         with suppress(ObjectNotFoundError):
             loaded = await load_head(storage, identity)
+            loaded.require_proof()
             if loaded.head.is_closed:
                 return loaded.version
             tables, mode = loaded.head.tables, IfVersion(loaded.version)

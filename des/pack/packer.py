@@ -1,6 +1,6 @@
 """Packing one shard: rows in, segments and a swapped head out.
 
-    rows → batches, encoded in worker threads, several ahead → decided and written in manifest order → segments → swap
+    rows → batches, encoded by workers, several ahead → decided and written in manifest order → segments → swap
 
 `encoding` does what belongs to a batch, `settling` decides, `attempt` writes and commits, `workshop` is what all shards share. Rules:
 
@@ -9,7 +9,8 @@
    content, is only left out.
 2. Nothing is reported before the head that holds it is swapped in, or proven to hold it.
 3. A file repeated in the manifest is packed in a later round, on the head that holds its first occurrence: then the rules for conflicts apply.
-4. A large source that fails midway spoils the bytes of its segment: that segment is given up and written again without it.
+4. What is committed, but not in as many places as must hold it, fails too: it is not lost, and the next run finds it there.
+5. A large source that fails midway spoils the bytes of its segment: that segment is given up and written again without it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from des.errors import ConflictError, DESError, SettingsError, StorageError, UnsupportedFormatError
 from des.pack.attempt import Attempt, DecidedOtherwiseError, ShardOutcome
-from des.pack.commit import open_shard
+from des.pack.commit import NotSettledError, open_shard
 from des.pack.report import Failure, Tally
 from des.pack.workshop import Round
 
@@ -33,7 +34,7 @@ _ATTEMPTS = 10
 
 
 async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard) -> AsyncIterator[ShardOutcome]:
-    """Pack all rows of a shard; yields what became certain, as it does. A shard that cannot be packed fails with its rows.
+    """Pack all rows of a shard; yields what became certain, as it does. A shard that cannot be packed, or settled, fails with its rows.
 
     Raises:
         SettingsError: n_bits of the day changed.
@@ -46,16 +47,22 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
         numbers = tuple(number for number, its_nth in repeated if its_nth == nth)
         rounds.append(Round(shard, numbers, frozenset()))
     for rows in rounds:
+        failure: DESError
         try:
             outcome = await _pack_round(workshop, identity, rows)
+        except NotSettledError as error:
+            failure = error
         except (StorageError, SettingsError, UnsupportedFormatError):
             raise
         except DESError as error:
-            async for batch in rows.batches(workshop, 0):
-                failures = [Failure.of_row(row, error.status, str(error)) for row in batch]
-                yield ShardOutcome(Tally(failures=failures), 0, 0)
+            failure = error
         else:
             yield outcome
+            continue
+        unsettled = failure if isinstance(failure, NotSettledError) else None
+        async for batch in rows.batches(workshop, 0):
+            failures = [Failure.of_row(row, failure.status, str(failure)) for row in batch]
+            yield ShardOutcome(Tally(failures=failures), 0, 0, unsettled=unsettled)
 
 
 async def _pack_round(workshop: Workshop, identity: Identity, rows: Round) -> ShardOutcome:

@@ -1,7 +1,8 @@
 """A run of the packer: manifests → plan → shards, several at once.
 
 Nothing is written before every manifest was read to its end. A shard that cannot be packed fails with its files and the others go on;
-trouble of the storage stops the run, because it would hit every shard: what is done stays done, and the same command again skips it.
+trouble of the storage stops the run, because it would hit every shard: what is done stays done, and the same command again skips it. Where too few
+places of a zone hold a commit, only its files fail, but the run ends with that trouble.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from des.pack.commit import NotSettledError
     from des.pack.decisions import OnConflict
     from des.pack.inputs import Input
     from des.pack.partition import Partition
@@ -70,7 +72,7 @@ class PackJob:
         n_bits: for a new store, or None; must be the store's own otherwise.
         max_segment_bytes: segments are closed before they grow past this.
         memory: bytes the run may take for what it holds.
-        threads: worker threads for reading and compressing.
+        threads: workers for reading and compressing, where there are no processes for it.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
         partition: the share of the shards to pack; None: all of them.
         finds_dictionary: whether to look for a dictionary that pays; `compression` has none then.
@@ -126,10 +128,12 @@ async def pack(
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
         SettingsError: the settings contradict the store or the storage; nothing was written.
+        NotSettledError: the run came to its end, but files failed because too few places hold their commit; the same run again finishes it.
         StorageError: the storage is unwell; what was acknowledged before stays.
     """
     started = time.monotonic()
     report.store = storage.address
+    unsettled: NotSettledError | None = None
     try:
         known = await read_descriptor(storage)
         expected = _expected(known, job.n_bits)
@@ -146,8 +150,12 @@ async def pack(
                 remote = RemoteSources(buckets, job.memory // 8)
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
-                await _pack_shards(storage, job, plan, compression, work, report, progress, remote, workers)
+                unsettled = await _pack_shards(
+                    storage, job, plan, compression, work, report, progress, remote, workers
+                )
         report.is_complete = True
+        if unsettled is not None:
+            raise unsettled
     finally:
         report.seconds = round(time.monotonic() - started, 3)
 
@@ -260,7 +268,8 @@ async def _pack_shards(
     progress: Progress,
     remote: RemoteSources,
     workers: Workers | None,
-) -> None:
+) -> NotSettledError | None:
+    """Pack all shards; return why files failed that are committed, if any did."""
     options = Options(
         compression=compression,
         on_conflict=job.on_conflict,
@@ -279,6 +288,7 @@ async def _pack_shards(
     )
 
     reporting = anyio.CapacityLimiter(1)
+    unsettled: list[NotSettledError] = []
 
     async def pack_one(item: tuple[PlannedShard, Identity]) -> None:
         shard, identity = item
@@ -293,6 +303,8 @@ async def _pack_shards(
         proof: Done | None = None
         is_whole = True
         async for outcome in pack_shard(workshop, identity, shard):
+            if outcome.unsettled is not None and not unsettled:
+                unsettled.append(outcome.unsettled)
             if outcome.tally.failures:
                 # Off the loop, because it writes to files; shielded, because what is certain is reported.
                 with anyio.CancelScope(shield=True):
@@ -311,3 +323,4 @@ async def _pack_shards(
                 await workshop.ask_plan(partial(plan.mark_done, shard, proof))
 
     await run_all(pack_one, work, SHARDS_AT_ONCE)
+    return unsettled[0] if unsettled else None

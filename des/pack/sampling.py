@@ -19,7 +19,7 @@ from des.errors import CorruptShardError, ObjectNotFoundError
 from des.pack.dictionaries import MAX_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_FILES, Choice, Run, choose_dictionary
 from des.pack.encoding import is_worth_trying, read_source
 from des.pack.sources import SourceError
-from des.shard.writing import content_hash
+from des.store.catalogs import read_dictionary
 from des.store.heads import load_head
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from des.pack.remote import Fetch, RemoteSources
     from des.shard.codecs import Compression
     from des.shard.layout import Identity
-    from des.shard.tables import SegmentRef
     from des.storage.protocol import Storage
 
 _BATCH_ROWS = 128
@@ -121,19 +120,10 @@ async def known_dictionaries(storage: Storage, shards: Sequence[Identity]) -> li
             tables = (await load_head(storage, identity)).head.tables
             ref = next((ref for ref in reversed(tables.segments) if ref.dictionary is not None), None)
             if ref is not None and ref.dictionary is not None and ref.dictionary.content_hash not in found:
-                found[ref.dictionary.content_hash] = await _read(storage, identity, ref)
+                key = identity.segment_key(ref.name)
+                found[ref.dictionary.content_hash] = await read_dictionary(storage, key, ref.dictionary)
         except (ObjectNotFoundError, CorruptShardError):
             continue
         if len(found) == _KNOWN:
             break
     return list(found.values())
-
-
-async def _read(storage: Storage, identity: Identity, ref: SegmentRef) -> bytes:
-    place, key = ref.dictionary, identity.segment_key(ref.name)
-    if place is None:
-        raise CorruptShardError(f"{key}: its dictionary is missing.")
-    data = await storage.read_range(key, place.offset, place.offset + place.length, purpose="index")
-    if content_hash(data) != place.content_hash:
-        raise CorruptShardError(f"{key}: its dictionary is damaged.")
-    return data

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError, ObjectNotFoundError, SettingsError, StorageUnavailableError
+from des.pack.commit import NotSettledError, settle
 from des.pack.plan import PAGE_BYTES, Done, Plan
 from des.pack.report import DictionaryUse
 from des.store.heads import load_head
@@ -181,7 +182,7 @@ def remembered_dictionary(plan: Plan) -> tuple[DictionaryUse, bytes | None] | No
 
 
 async def is_proven(storage: Storage, identity: Identity, done: Done) -> bool:
-    """Tell whether a shard's head proves that it is done.
+    """Tell whether a shard's head proves that it is done, and as many places hold that head as must.
 
     Raises:
         StorageError: the storage is unwell.
@@ -192,4 +193,10 @@ async def is_proven(storage: Storage, identity: Identity, done: Done) -> bool:
         return False
     listed = {ref.name for ref in tables.segments}
     is_same = tables.lineage == done.lineage and tables.generation >= done.generation
-    return is_same and listed.issuperset(done.segments)
+    if not (is_same and listed.issuperset(done.segments)):
+        return False
+    try:
+        await settle(storage, identity)
+    except NotSettledError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What the shards of a run share: the storage, the plan, the settings, and the limits on threads and memory."""
+"""What the shards of a run share: the storage, the plan, the settings, the workers, and the limits on threads and memory."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class Storage(Protocol):
         """List all objects whose key starts with `prefix`, in order of their keys."""
 
     async def delete(self, key: str) -> None:
-        """Delete an object; deleting what is not there is done already."""
+        """Delete an object, from all places; deleting what is not there is done already. Where it fails, some of several places may have it still."""
 
     async def now(self) -> datetime:
         """Return the time by the clock that `modified` and `began` are told by."""
@@ -237,12 +237,18 @@ class Storage(Protocol):
     async def settle(self, key: str) -> None:
         """Bring as many places as must hold it up to a head that was put, or found to be right as it is: before anything in it is acknowledged.
 
+        Where there is no such head any more, there is nothing to do.
+
         Raises:
             StorageUnavailableError: too few places hold it. It may be done later by calling again.
         """
 
     def alternatives(self, key: str) -> Sequence[Storage]:
-        """Return the places that hold an object, each as a storage of its own, for whoever found what it read damaged; none where there is only one."""
+        """Return the places that hold an object, each as a storage of its own, for whoever found what it read damaged; none where there is only one.
+
+        They tell versions as this storage does: a version that either gives is understood by the other. The descriptor is held by all places. A head is
+        what that one place has, whatever was seen elsewhere; that it lacks something proves nothing.
+        """
 
     def mend(self, key: str) -> None:
         """Take note that an object is damaged in one of its places and good in another. Returns at once."""

@@ -1,4 +1,7 @@
-"""Reading catalogs: what only the segments know (uid, metadata, full time), for listing, user metadata and verification."""
+"""Reading what segments hold besides payloads: catalogs (uid, metadata, full time), for listing, user metadata and verification; and dictionaries.
+
+What is damaged in one place is read in another; see `places`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from des.errors import CorruptShardError
 from des.shard.catalog import CatalogRow, decode_chunk
 from des.shard.layout import TAIL_READ_BYTES, Identity
 from des.shard.reading import PageRef, Segment, parse_tail, tail_length
+from des.shard.writing import content_hash
 from des.store.cache import ByteLRU, SingleFlight
 from des.store.heads import named
+from des.store.places import first_good
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from des.shard.tables import DictionaryPlace
     from des.storage.protocol import Storage
 
 
@@ -49,6 +55,10 @@ async def load_segment(storage: Storage, identity: Identity, name: bytes) -> Loa
         StorageError: the storage is unwell.
     """
     key = identity.segment_key(name)
+    return await first_good(storage, key, partial(_load_segment, identity, key))
+
+
+async def _load_segment(identity: Identity, key: str, storage: Storage) -> LoadedSegment:
     suffix = await storage.read_suffix(key, TAIL_READ_BYTES, purpose="index")
     if suffix is None:
         raise CorruptShardError(f"{key}: the storage gave no answer to a plain read.")
@@ -72,20 +82,49 @@ async def read_chunk(storage: Storage, loaded: LoadedSegment, ref: PageRef) -> l
         StorageError: the storage is unwell.
     """
     start = ref.offset - (loaded.segment.tail.object_size - len(loaded.suffix))
-    if start >= 0:
-        data = loaded.suffix[start : start + ref.length]
-    else:
-        data = await storage.read_range(loaded.key, ref.offset, ref.end, purpose="index")
-    try:
-        return decode_chunk(data, ref, loaded.segment.tables.content_types)
-    except CorruptShardError as error:
-        raise named(error, loaded.key) from error
+
+    async def read(place: Storage) -> list[CatalogRow]:
+        if start >= 0 and place is storage:
+            data = loaded.suffix[start : start + ref.length]
+        else:
+            data = await place.read_range(loaded.key, ref.offset, ref.end, purpose="index")
+        try:
+            return decode_chunk(data, ref, loaded.segment.tables.content_types)
+        except CorruptShardError as error:
+            raise named(error, loaded.key) from error
+
+    return await first_good(storage, loaded.key, read)
 
 
 async def read_rows(storage: Storage, loaded: LoadedSegment) -> AsyncIterator[list[CatalogRow]]:
     """Read a whole catalog, chunk by chunk, in file_id order. Errors as for `read_chunk`."""
     for ref in loaded.segment.directory.refs():
         yield await read_chunk(storage, loaded, ref)
+
+
+async def read_dictionary(storage: Storage, key: str, place: DictionaryPlace | None) -> bytes:
+    """Read and check a segment's dictionary.
+
+    Args:
+        storage: the store's place.
+        key: the segment.
+        place: where its dictionary lies, as its head says; None: nowhere, which is damage where one is needed.
+
+    Raises:
+        ObjectNotFoundError: the segment is gone.
+        CorruptShardError: the dictionary is damaged or missing.
+        StorageError: the storage is unwell.
+    """
+    if place is None:
+        raise CorruptShardError(f"{key}: its dictionary is missing.")
+
+    async def read(storage: Storage) -> bytes:
+        data = await storage.read_range(key, place.offset, place.offset + place.length, purpose="index")
+        if content_hash(data) != place.content_hash:
+            raise CorruptShardError(f"{key}: its dictionary is damaged.")
+        return data
+
+    return await first_good(storage, key, read)
 
 
 class CatalogReader:

@@ -17,11 +17,13 @@ class Damage:
         key: the object.
         uid: the file it concerns; None: no single one, or its name is what is damaged.
         sentence: what is wrong.
+        place: the address of the place where it is; None where the store has only one.
     """
 
     key: str
     uid: str | None
     sentence: str
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class CondemnedSegment:
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What a verification found, of one shard or of all.
+    """What a verification found, of one shard or of all. Where a store has several places, what each of them holds counts.
 
     Attributes:
         days: how many were looked at.

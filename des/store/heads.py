@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
 from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
 from des.shard.reading import Head, PageRef, find_entry, parse_tail, tail_length
+from des.store.places import elsewhere, everywhere, first_good
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from des.shard.tables import HeadTables
-    from des.storage.protocol import Storage
+    from des.storage.protocol import Storage, Suffix
 
 # A head of 2^22 files with all its tables is smaller than this.
 MAX_HEAD_BYTES = 512 << 20
@@ -30,11 +34,13 @@ class LoadedHead:
         head: its parsed tail.
         version: the version of the object it was read from; its pages are read at no other.
         suffix: the object's last bytes: the tail, and whole pages that came with it.
+        is_proof: False where a copy answered that may lag behind: it proves what it has, but neither that something is missing nor that it is deleted.
     """
 
     head: Head
     version: str
     suffix: memoryview
+    is_proof: bool = True
     _checked: dict[PageRef, memoryview] = field(default_factory=dict, init=False, repr=False, compare=False)
     _segment_keys: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -73,6 +79,19 @@ class LoadedHead:
             self._checked[ref] = page
         return page
 
+    def keep_page(self, ref: PageRef, page: bytes) -> None:
+        """Take a good page in place of one that came along damaged."""
+        self._checked[ref] = memoryview(page)
+
+    def require_proof(self) -> None:
+        """Refuse to take this head's word for what it lacks, or has as deleted.
+
+        Raises:
+            StorageUnavailableError: it is a copy's that may lag behind.
+        """
+        if not self.is_proof:
+            raise unproven(self.head.identity)
+
     def find_page(self, file_id: bytes) -> PageRef | None:
         """Return the only page that can hold a file; None proves that there is no such file.
 
@@ -106,6 +125,8 @@ async def load_head(storage: Storage, identity: Identity, *, unless: str | None)
 async def load_head(storage: Storage, identity: Identity, *, unless: str | None = None) -> LoadedHead | None:
     """Read and check the tail of a shard's head.
 
+    Where it is damaged, the newest that another place has is returned, without proof.
+
     Args:
         storage: the store's place.
         identity: the shard.
@@ -116,6 +137,25 @@ async def load_head(storage: Storage, identity: Identity, *, unless: str | None 
         CorruptShardError: it is damaged, or another shard's.
         StorageError: the storage is unwell.
     """
+    try:
+        return await _load_head(identity, unless, storage)
+    except CorruptShardError as damage:
+        heads = await everywhere(storage, identity.head_key, damage, partial(_load_head, identity, None))
+        return _newest([head for head in heads if head is not None], damage)
+
+
+def _newest(heads: Sequence[LoadedHead], damage: CorruptShardError) -> LoadedHead:
+    """Return the newest of the heads that copies have, without proof.
+
+    Raises:
+        CorruptShardError: `damage`, where they are of several lineages: only the primary could tell which one counts.
+    """
+    if len({head.head.tables.lineage for head in heads}) != 1:
+        raise damage
+    return replace(max(heads, key=lambda head: head.head.tables.generation), is_proof=False)
+
+
+async def _load_head(identity: Identity, unless: str | None, storage: Storage) -> LoadedHead | None:
     key = identity.head_key
     for _ in range(_ATTEMPTS):
         suffix = await storage.read_suffix(key, TAIL_READ_BYTES, unless=unless)
@@ -129,7 +169,7 @@ async def load_head(storage: Storage, identity: Identity, *, unless: str | None 
                     key, size - length, size - len(data), version=suffix.version, purpose="footer"
                 )
                 data = rest + data
-            return _loaded(Head(parse_tail(data, size), identity), suffix.version, data)
+            return _loaded(Head(parse_tail(data, size), identity), suffix, data)
         except PreconditionFailedError:
             continue  # replaced between the two reads
         except CorruptShardError as error:
@@ -137,12 +177,19 @@ async def load_head(storage: Storage, identity: Identity, *, unless: str | None 
     raise StorageUnavailableError(f"{key} is replaced faster than it can be read; try again.")
 
 
+def unproven(identity: Identity) -> StorageUnavailableError:
+    """Return the error that says that a copy's head proves too little."""
+    return StorageUnavailableError(
+        f"{identity.head_key}: the primary of this shard cannot be asked, and the copy that answered may lag behind; try again later."
+    )
+
+
 def named(error: CorruptShardError, key: str) -> CorruptShardError:
     """Return the same error with the object's key at its front."""
     return type(error)(f"{key}: {error}")
 
 
-def _loaded(head: Head, version: str, data: bytes) -> LoadedHead:
+def _loaded(head: Head, suffix: Suffix, data: bytes) -> LoadedHead:
     """Keep the tail and the whole pages that came with it, and let go of the rest."""
     start = head.tail.object_size - len(data)
     keep = head.tail.start
@@ -155,11 +202,11 @@ def _loaded(head: Head, version: str, data: bytes) -> LoadedHead:
         # The tail is parsed again, so that nothing refers to the longer buffer.
         data = data[keep - start :]
         head = Head(parse_tail(data, head.tail.object_size), head.identity)
-    return LoadedHead(head, version, memoryview(data).toreadonly())
+    return LoadedHead(head, suffix.version, memoryview(data).toreadonly(), suffix.is_proof)
 
 
 async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes:
-    """Read and check a page that did not come with the tail.
+    """Read and check a page that did not come with the tail, at another place where it is damaged.
 
     Raises:
         PreconditionFailedError: the head was replaced meanwhile.
@@ -167,15 +214,38 @@ async def read_page(storage: Storage, loaded: LoadedHead, ref: PageRef) -> bytes
         CorruptShardError: the page is damaged.
         StorageError: the storage is unwell.
     """
-    key = loaded.head.page_key(ref)
-    version = loaded.version if key is None else None
-    key = key or loaded.head.identity.head_key
+    return await first_good(storage, _page_key(loaded, ref), partial(_read_page, loaded, ref))
+
+
+async def page_of(storage: Storage, loaded: LoadedHead, ref: PageRef) -> memoryview | bytes:
+    """Return a page, whether it came with the tail or has to be read. Errors as for `read_page`."""
+    try:
+        page = loaded.page_that_came_along(ref)
+    except CorruptShardError as damage:
+        return await replace_page(storage, loaded, ref, damage)
+    return await read_page(storage, loaded, ref) if page is None else page
+
+
+async def replace_page(storage: Storage, loaded: LoadedHead, ref: PageRef, damage: CorruptShardError) -> bytes:
+    """Read a page at another place that came along damaged, and keep it with the head instead. Errors as for `read_page`."""
+    page = await elsewhere(storage, _page_key(loaded, ref), damage, partial(_read_page, loaded, ref))
+    loaded.keep_page(ref, page)
+    return page
+
+
+async def _read_page(loaded: LoadedHead, ref: PageRef, storage: Storage) -> bytes:
+    key = _page_key(loaded, ref)
+    version = None if ref.object_number else loaded.version
     page = await storage.read_range(key, ref.offset, ref.end, version=version, purpose="index")
     try:
         ref.check(page)
     except CorruptShardError as error:
         raise named(error, key) from error
     return page
+
+
+def _page_key(loaded: LoadedHead, ref: PageRef) -> str:
+    return loaded.head.page_key(ref) or loaded.head.identity.head_key
 
 
 class Placed(NamedTuple):
@@ -234,13 +304,16 @@ async def read_whole_head(storage: Storage, identity: Identity, *, for_writing: 
     Raises:
         ObjectNotFoundError: there is none.
         ConflictError: nothing may be written to the shard any more, and that is what it is read for.
-        CorruptShardError: any part of it is damaged, or it is another shard's.
+        CorruptShardError: any part of it is damaged, or it is another shard's. No other place is asked: what counts is what would be replaced.
         UnsupportedFormatError: it uses features this release may not write.
+        StorageUnavailableError: only a copy answered that may lag behind: on its word nothing may be skipped, collected or found missing.
         StorageError: the storage is unwell.
     """
     suffix = await storage.read_suffix(identity.head_key, MAX_HEAD_BYTES)
     if suffix is None or len(suffix.data) != suffix.total_size:
         raise CorruptShardError(f"{identity.head_key} is longer than any head.")
+    if not suffix.is_proof:
+        raise unproven(identity)
     return whole_head(identity, suffix.data, suffix.version, for_writing=for_writing)
 
 

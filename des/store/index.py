@@ -6,7 +6,8 @@ Rules of this file:
    at once the first time and then with growing pauses: a store that never keeps to a version is not asked in a circle.
 2. "Not found" is proof: a verified head that was asked for no earlier than `negative_ttl` before the call, or its absence, and then under a
    descriptor that was asked for no earlier either: where a whole store is out of reach, its heads look absent too. Trouble of the storage
-   is never "not found".
+   is never "not found". Neither is a copy's word where the primary cannot be asked: what such a head has may be served, what it lacks or has as
+   deleted may be there since, and what is older than a head that was seen here is not taken at all.
 3. However many tasks want the same head or page, one request fetches it.
 4. Times are `time.monotonic` seconds. A call says as of when it asks, so that its answer does not age while it works.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from des.routing import shard_index
 from des.shard.layout import Entry, Identity
 from des.storage.descriptor import Descriptor, require_descriptor
 from des.store.cache import ByteLRU, SingleFlight
-from des.store.heads import LoadedHead, load_head, read_page
+from des.store.heads import LoadedHead, load_head, read_page, replace_page, unproven
 
 if TYPE_CHECKING:
     from des.settings import Settings
@@ -89,7 +90,7 @@ class Index:
         self._described_at = asked_at
 
     def known(self, identifier: bytes, day: str, as_of: float) -> tuple[LoadedHead, Entry] | None:
-        """Return what `lookup` would where the caches suffice for it. None proves nothing.
+        """Return what `lookup` would where the caches suffice for it. Neither None proves anything, nor that a file is deleted.
 
         Raises:
             SettingsError, CorruptShardError: as for `lookup`.
@@ -105,7 +106,10 @@ class Index:
         ref = loaded.find_page(identifier)
         if ref is None:
             return None
-        page = loaded.page_that_came_along(ref) or self._cache.peek(_page_key(loaded, ref), bytes)
+        try:
+            page = loaded.page_that_came_along(ref) or self._cache.peek(_page_key(loaded, ref), bytes)
+        except CorruptShardError:
+            return None  # another place may have it whole
         entry = loaded.find(page, identifier) if page else None
         return (loaded, entry) if entry else None
 
@@ -120,6 +124,7 @@ class Index:
         Raises:
             SettingsError: the shard lies in another zone, or there is no store.
             CorruptShardError: the head or the page is damaged.
+            StorageUnavailableError: the primary cannot be asked, and the copy that answered may lag behind.
             StorageError: the storage is unwell.
         """
         not_before = as_of - self._settings.index_ttl
@@ -141,9 +146,10 @@ class Index:
                     not_before = time.monotonic()
                     await self.require_newer(looked.loaded, not_before, error)
                     continue
-                if entry is not None:
+                if entry is not None and (looked.loaded.is_proof or not entry.deleted):
                     return looked.loaded, entry
                 if looked.asked_at >= proof:
+                    looked.loaded.require_proof()
                     return None
             elif looked.asked_at >= proof and (await self._described(proof)).shard_of(identifier, day) == identity:
                 return None
@@ -159,23 +165,37 @@ class Index:
             if looked.asked_at >= not_before:
                 return looked
 
+    async def look_for_all(self, identity: Identity, not_before: float) -> Looked:
+        """Do as `look` for whoever wants to know all that is in a shard.
+
+        Raises:
+            StorageUnavailableError: the primary cannot be asked, and the copy that answered may lag behind.
+            CorruptShardError, StorageError: as for `lookup`.
+        """
+        looked = await self.look(identity, not_before)
+        if looked.loaded is not None:
+            looked.loaded.require_proof()
+        return looked
+
     async def require_newer(self, loaded: LoadedHead, not_before: float, cause: ObjectNotFoundError) -> None:
         """Make sure that a head that points at an object that is gone is no longer the head.
 
         Raises:
             CorruptShardError: it is.
+            StorageUnavailableError: the primary cannot be asked, and the copy that answered may lag behind.
             StorageError: the storage is unwell.
         """
         identity = loaded.head.identity
         looked = await self.look(identity, not_before)
         if looked.loaded is not None and looked.loaded.version == loaded.version:
+            looked.loaded.require_proof()
             raise CorruptShardError(f"{identity.head_key}: it points at an object that is gone. {cause}") from cause
 
     async def _ask(self, identity: Identity, known: LoadedHead | None) -> Looked:
         asked_at = time.monotonic()
         try:
             loaded = await load_head(self._storage, identity, unless=known.version if known else None)
-            looked = Looked(loaded or known, asked_at)
+            looked = Looked(_newer(loaded, known), asked_at)
         except ObjectNotFoundError:
             looked = Looked(None, asked_at)
         self._cache.put(identity, looked, looked.loaded.weight if looked.loaded else 0)
@@ -185,7 +205,12 @@ class Index:
         ref = loaded.find_page(identifier)
         if ref is None:
             return None
-        page: memoryview | bytes | None = loaded.page_that_came_along(ref)
+        page: memoryview | bytes | None
+        try:
+            page = loaded.page_that_came_along(ref)
+        except CorruptShardError as damage:
+            replaced = partial(replace_page, self._storage, loaded, ref, damage)
+            page = await self._page_flight.run((_page_key(loaded, ref), loaded.version), replaced)
         if page is None:
             key = _page_key(loaded, ref)
             page = self._cache.get(key, bytes)
@@ -195,6 +220,21 @@ class Index:
                 )
                 self._cache.put(key, page, len(page))
         return loaded.find(page, identifier)
+
+
+def _newer(loaded: LoadedHead | None, known: LoadedHead | None) -> LoadedHead | None:
+    """Return what counts of a head that was asked for, None where it is still the known one on proof, and the one known before.
+
+    Raises:
+        StorageUnavailableError: it is a copy's that may lag behind, and what was known before is newer or of another lineage.
+    """
+    if loaded is None:
+        return replace(known, is_proof=True) if known is not None and not known.is_proof else known
+    if known is not None and not loaded.is_proof:
+        seen, said = known.head.tables, loaded.head.tables
+        if said.lineage != seen.lineage or said.generation < seen.generation:
+            raise unproven(loaded.head.identity)
+    return loaded
 
 
 def _page_key(loaded: LoadedHead, ref: PageRef) -> tuple[Identity, int, bytes]:

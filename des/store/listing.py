@@ -24,7 +24,7 @@ from des.shard.layout import ENTRY_BYTES, Entry, Identity, decode_entry, from_mi
 from des.shard.reading import check_page_order
 from des.store.fileinfo import FileInfo
 from des.store.found import DEFAULT_CONTENT_TYPE
-from des.store.heads import named, read_page
+from des.store.heads import named, page_of
 from des.store.shards import identity_at
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ async def _list_shard(
     attempts = 0
     not_before = listed_at - store.settings.negative_ttl
     while True:
-        looked = await store.in_time(store.index.look(identity, not_before))
+        looked = await store.in_time(store.index.look_for_all(identity, not_before))
         if looked.loaded is None:
-            looked = await store.in_time(store.index.look(identity, listed_at))
+            looked = await store.in_time(store.index.look_for_all(identity, listed_at))
         loaded = looked.loaded
         if loaded is None:
             await store.in_time(require_no_segments(store.storage, identity))
@@ -175,9 +175,7 @@ async def _list_page(
     if index + 1 < head.directory.count and head.directory.ref(index + 1).first_key <= cursor:
         return []
     ref = head.directory.ref(index)
-    page: memoryview | bytes | None = loaded.page_that_came_along(ref)
-    if page is None:
-        page = await store.in_time(read_page(store.storage, loaded, ref))
+    page = await store.in_time(page_of(store.storage, loaded, ref))
     try:
         live = _live_entries(head, ref, page, cursor)
     except CorruptShardError as error:

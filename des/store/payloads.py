@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -11,12 +12,14 @@ from des.shard.chunking import CHUNK_BYTES, chunk_count, decode_large
 from des.shard.codecs import decode
 from des.shard.layout import Codec, checksum32
 from des.store.heads import named
+from des.store.places import elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from des.shard.chunking import SeekTable
     from des.shard.layout import Entry
+    from des.storage.protocol import Storage
     from des.store.found import FoundFile
 
 
@@ -71,9 +74,17 @@ async def stored_chunks(table: SeekTable, entry: Entry, pieces: AsyncIterator[by
 
 
 async def decoded(
-    found: FoundFile, table: SeekTable, beginning: bytes, pieces: AsyncIterator[bytes], start: int, end: int
+    storage: Storage,
+    found: FoundFile,
+    table: SeekTable,
+    beginning: bytes,
+    pieces: AsyncIterator[bytes],
+    start: int,
+    end: int,
 ) -> AsyncGenerator[bytes, None]:
     """Cut the arriving bytes of a large payload into chunks, check and decode each, and yield `[start, end)` of the content.
+
+    A chunk that arrives damaged, or not at all, is read in another place of the storage.
 
     Raises:
         CorruptShardError: the payload is damaged or ends too early.
@@ -87,18 +98,33 @@ async def decoded(
         while len(buffer) < length:
             piece = await anext(pieces, b"")
             if not piece:
-                raise CorruptShardError(f"{found.segment_key}: the segment ends within the payload of {found.uid!r}.")
+                break
             buffer += piece
             del piece
         stored = bytes(memoryview(buffer)[:length])
         del buffer[:length]
         try:
-            if found.entry.codec is Codec.NONE:
-                raw = table.decode_chunk(index, stored)
-            else:
-                raw = await anyio.to_thread.run_sync(table.decode_chunk, index, stored)
-        except CorruptShardError as error:
-            raise named(error, found.segment_key) from error
+            raw = await _decoded_chunk(found, table, index, stored)
+        except CorruptShardError as damage:
+            raw = await elsewhere(storage, found.segment_key, damage, partial(_read_chunk, found, table, index))
         del stored  # whoever takes the chunk may take its time
         yield raw[max(start - position, 0) : end - position]
         position += len(raw)
+
+
+async def _read_chunk(found: FoundFile, table: SeekTable, index: int, place: Storage) -> bytes:
+    span = table.span(index * CHUNK_BYTES, index * CHUNK_BYTES + 1)
+    offset = found.entry.offset
+    stored = await place.read_range(found.segment_key, offset + span.start, offset + span.end)
+    return await _decoded_chunk(found, table, index, stored)
+
+
+async def _decoded_chunk(found: FoundFile, table: SeekTable, index: int, stored: bytes) -> bytes:
+    if len(stored) < table.stored_length(index):
+        raise CorruptShardError(f"{found.segment_key}: the segment ends within the payload of {found.uid!r}.")
+    try:
+        if found.entry.codec is Codec.NONE:
+            return table.decode_chunk(index, stored)
+        return await anyio.to_thread.run_sync(table.decode_chunk, index, stored)
+    except CorruptShardError as error:
+        raise named(error, found.segment_key) from error

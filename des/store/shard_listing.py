@@ -85,9 +85,9 @@ async def _each(shards: Iterable[Identity]) -> AsyncIterator[Identity]:
 
 async def _read(store: Store, listed_at: float, identity: Identity) -> ShardInfo | None:
     """Read the head of a shard that was listed at `listed_at`; None: the shard has gone since."""
-    looked = await store.in_time(store.index.look(identity, listed_at - store.settings.negative_ttl))
+    looked = await store.in_time(store.index.look_for_all(identity, listed_at - store.settings.negative_ttl))
     if looked.loaded is None:
-        looked = await store.in_time(store.index.look(identity, listed_at))
+        looked = await store.in_time(store.index.look_for_all(identity, listed_at))
     if looked.loaded is None:
         await store.in_time(require_no_segments(store.storage, identity))
         return None

@@ -5,7 +5,7 @@
 Rules of this file:
 
 1. `index` holds the rules of finding; what it found is bound to a version of the head.
-2. Payloads are checked before a byte is decoded or handed out.
+2. Payloads are checked before a byte is decoded or handed out; what is damaged in one place is read in another, see `places`.
 3. A segment that is gone means that the head is stale: read it again. Gone under an unchanged head means damage.
 4. One deadline covers a retrieval, however many requests it takes; a stream's covers the time to its first byte.
 5. A read that caches and the system's page cache can answer never waits; so that a loop over such reads lets others run and can be cancelled,
@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.lowlevel
@@ -34,9 +34,8 @@ from des.errors import (
 from des.routing import CreatedAt, Uid, date_dir, file_id, normalize_uid, parse_created_at
 from des.shard.chunking import SeekTable
 from des.shard.layout import Codec
-from des.shard.writing import content_hash
 from des.store.cache import ByteLRU, SingleFlight
-from des.store.catalogs import CatalogReader
+from des.store.catalogs import CatalogReader, read_dictionary
 from des.store.deadline import within
 from des.store.found import FoundFile
 from des.store.heads import named
@@ -44,6 +43,7 @@ from des.store.index import Index
 from des.store.listing import list_day
 from des.store.many import get_many
 from des.store.payloads import check_stored, decode_stored, decoded, is_same_payload, sliced
+from des.store.places import elsewhere, first_good
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -229,8 +229,11 @@ class Store:
         if as_of is None:
             as_of = now
         known = self.index.known(identifier, day, as_of)
-        if known is None:
-            known = await self.index.lookup(identifier, day, as_of)
+        if known is not None:
+            loaded, entry = known
+            if not entry.deleted:
+                return FoundFile(name, loaded, entry)
+        known = await self.index.lookup(identifier, day, as_of)
         if known is None:
             raise NotFoundError(f"there is no file {name!r} on {day}.")
         loaded, entry = known
@@ -268,15 +271,14 @@ class Store:
     async def _read_stored(self, found: FoundFile) -> bytes:
         while True:
             try:
-                stored = await self._stored(found)
+                return await _checked(found, self.storage)
             except ObjectNotFoundError as error:
                 again = await self._refind(found, error)
                 if not is_same_payload(found, again):
                     raise _changed(found) from error
                 found = again
-            else:
-                check_stored(found, stored)
-                return stored
+            except CorruptShardError as damage:
+                return await elsewhere(self.storage, found.segment_key, damage, partial(_checked, found))
 
     @asynccontextmanager
     async def open_range(self, found: FoundFile, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -312,7 +314,9 @@ class Store:
                 await stack.aclose()
                 found = await self._refind(found, error)
             else:
-                return await stack.enter_async_context(aclosing(decoded(found, table, beginning, pieces, start, end)))
+                return await stack.enter_async_context(
+                    aclosing(decoded(self.storage, found, table, beginning, pieces, start, end))
+                )
 
     # ---- payloads -----------------------------------------------------------------------------------------------------------
 
@@ -336,15 +340,14 @@ class Store:
     async def _read(self, found: FoundFile) -> bytes:
         while True:
             try:
-                return await self._decode(found, await self._stored(found))
+                return await self._decode(found, await _stored(found, self.storage))
             except ObjectNotFoundError as error:
                 found = await self._refind(found, error)
+            except CorruptShardError as damage:
+                return await elsewhere(self.storage, found.segment_key, damage, partial(self._read_at, found))
 
-    async def _stored(self, found: FoundFile) -> bytes:
-        entry = found.entry
-        if not entry.stored_size:
-            return b""
-        return await self.storage.read_range(found.segment_key, entry.offset, entry.offset + entry.stored_size)
+    async def _read_at(self, found: FoundFile, place: Storage) -> bytes:
+        return await self._decode(found, await _stored(found, place))
 
     async def _refind(self, found: FoundFile, cause: ObjectNotFoundError) -> FoundFile:
         """Find a file again whose segment is gone.
@@ -362,19 +365,10 @@ class Store:
 
     async def _dictionary(self, found: FoundFile) -> bytes:
         place = found.segment.dictionary
-        if place is None:
-            raise CorruptShardError(f"{found.segment_key}: its dictionary is missing.")
-        key = ("dictionary", place.content_hash)
+        key = ("dictionary", place.content_hash if place else found.segment_key)
         dictionary = self.cache.get(key, bytes)
         if dictionary is None:
-
-            async def read() -> bytes:
-                end = place.offset + place.length
-                data = await self.storage.read_range(found.segment_key, place.offset, end, purpose="index")
-                if content_hash(data) != place.content_hash:
-                    raise CorruptShardError(f"{found.segment_key}: its dictionary is damaged.")
-                return data
-
+            read = partial(read_dictionary, self.storage, found.segment_key, place)
             dictionary = await self._dictionary_flight.run(key, read)
             self.cache.put(key, dictionary, len(dictionary))
         return dictionary
@@ -385,14 +379,14 @@ class Store:
         table = self.cache.get(key, SeekTable)
         if table is None:
 
-            async def read() -> SeekTable:
-                data = await self.storage.read_range(found.segment_key, start, end, purpose="index")
+            async def read(place: Storage) -> SeekTable:
+                data = await place.read_range(found.segment_key, start, end, purpose="index")
                 try:
                     return SeekTable(found.entry, data)
                 except CorruptShardError as error:
                     raise named(error, found.segment_key) from error
 
-            table = await self._table_flight.run(key, read)
+            table = await self._table_flight.run(key, partial(first_good, self.storage, found.segment_key, read))
             self.cache.put(key, table, 3 * (end - start) + 500)
         return table
 
@@ -409,6 +403,19 @@ class Store:
             if row is None:
                 raise CorruptShardError(f"{found.segment_key}: its catalog lacks a file of the head.")
             return replace(found.info, metadata=row.metadata_object())
+
+
+async def _stored(found: FoundFile, place: Storage) -> bytes:
+    entry = found.entry
+    if not entry.stored_size:
+        return b""
+    return await place.read_range(found.segment_key, entry.offset, entry.offset + entry.stored_size)
+
+
+async def _checked(found: FoundFile, place: Storage) -> bytes:
+    stored = await _stored(found, place)
+    check_stored(found, stored)
+    return stored
 
 
 @lru_cache(_KEPT_DAYS)

@@ -10,7 +10,9 @@ Rules:
 3. Writers may go on meanwhile. A head is read before its segments are listed, so a segment that comes later is an orphan at most; where one turns out
    missing and the head was replaced since, the shard is verified again.
 4. Trouble of the storage is not damage: it ends the verification.
-5. Memory is bounded: shards, segments and requests at once are limited, payloads go through in pieces, and of big heads only one is held at a time.
+5. Where a store has several places, each is verified by itself, one after the other: no place answers for another, and damage names its place. What a
+   copy lacks because it lags behind is no damage; it is found, and mended, by comparing heads.
+6. Memory is bounded: shards, segments and requests at once are limited, payloads go through in pieces, and of big heads only one is held at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import anyio.to_thread
 
 from des.errors import CorruptShardError, ObjectNotFoundError, StorageUnavailableError, UnsupportedFormatError
 from des.routing import parse_day
+from des.storage.descriptor import DESCRIPTOR_KEY
 from des.storage.wrapper import StorageWrapper
 from des.store.checking import Flaw, Sampling, check_head
 from des.store.findings import CondemnedSegment, Damage, Progress, VerifyReport
@@ -78,39 +81,55 @@ async def verify(
         StorageError: the storage is unwell.
     """
     descriptor = await store.index.descriptor()
-    if days is None:
-        first = "" if since is None else parse_day(since)
-        chosen = [day for day in await days_of(store.storage) if day >= first]
-    else:
-        chosen = sorted({parse_day(day) for day in days})
     progress = progress or Progress()
-    total = VerifyReport(days=len(chosen))
-    storage = _Counting(store.storage, progress)
-    shards: list[FoundShard] = []
-    for day in chosen:
-        shards += await _survey(storage, descriptor, day, total)
-    progress.found(len(shards))
-    verifier = _Verifier(Tools(storage, anyio.Semaphore(READS_AT_ONCE), sampling or Sampling()))
+    first = "" if since is None else parse_day(since)
+    given = None if days is None else sorted({parse_day(day) for day in days})
+    places = _places_of(store.storage, progress)
+    total = VerifyReport()
+    looked_at: set[str] = set()
+    work: list[tuple[_Place, FoundShard]] = []
+    for place in places:
+        chosen = [day for day in await days_of(place) if day >= first] if given is None else given
+        looked_at.update(chosen)
+        for day in chosen:
+            work += [(place, shard) for shard in await _survey(place, descriptor, day, total)]
+    total.days = len(looked_at)
+    progress.found(len(work))
+    verifier = _Verifier(sampling or Sampling())
 
-    async def verify_one(shard: FoundShard) -> None:
-        report = await verifier.verify_shard(shard)
+    async def verify_one(one: tuple[_Place, FoundShard]) -> None:
+        report = await verifier.verify_shard(*one)
         progress.verified(report)
         total.add(report)
 
-    await run_all(verify_one, shards, SHARDS_AT_ONCE)
-    total.bytes_read = storage.bytes_read
-    total.damage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
-    total.garbage.sort(key=lambda damage: (damage.key, damage.uid or "", damage.sentence))
+    await run_all(verify_one, work, SHARDS_AT_ONCE)
+    total.bytes_read = sum(place.bytes_read for place in places)
+    total.damage.sort(key=_order)
+    total.garbage.sort(key=_order)
     for listed in (total.orphans, total.condemned, total.leftovers):
         listed.sort(key=lambda one: one.key)
     return total
 
 
-class _Counting(StorageWrapper):
-    """Counts the bytes read."""
+def _order(damage: Damage) -> tuple[str, str, str, str]:
+    return damage.key, damage.place or "", damage.uid or "", damage.sentence
 
-    def __init__(self, inner: Storage, progress: Progress) -> None:
+
+class _Place(StorageWrapper):
+    """One place, that no other one answers for. Counts the bytes read.
+
+    Attributes:
+        name: its address; None where there is no other.
+        follows: what a copy follows: the storage that asks its primary; None for a primary.
+        bytes_read: in all.
+    """
+
+    def __init__(
+        self, inner: Storage, progress: Progress, name: str | None = None, follows: Storage | None = None
+    ) -> None:
         super().__init__(inner)
+        self.name = name
+        self.follows = follows
         self.bytes_read = 0
         self._progress = progress
 
@@ -121,30 +140,45 @@ class _Counting(StorageWrapper):
         self.bytes_read += tally.size
         self._progress.read(tally.size)
 
+    def alternatives(self, key: str) -> Sequence[Storage]:
+        """Return none: what is damaged here shall show."""
+        del key
+        return ()
 
-async def _survey(storage: Storage, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
-    found = await find_shards(storage, descriptor, day)
+
+def _places_of(storage: Storage, progress: Progress) -> list[_Place]:
+    several = storage.alternatives(DESCRIPTOR_KEY)
+    if not several:
+        return [_Place(storage, progress)]
+    copies = {state.place for state in storage.states() if not state.is_primary}
+    return [_Place(place, progress, place.address, storage if place.address in copies else None) for place in several]
+
+
+async def _survey(place: _Place, descriptor: Descriptor, day: str, report: VerifyReport) -> Sequence[FoundShard]:
+    found = await find_shards(place, descriptor, day)
     for info in found.strangers:
         sentence = f"no shard of a day with n_bits {descriptor.n_bits_on(day)} has this key."
-        report.damage.append(Damage(info.key, None, sentence))
+        report.damage.append(Damage(info.key, None, sentence, place.name))
     report.leftovers += found.leftovers
     return found.shards
 
 
 class _Verifier:
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._reads = anyio.Semaphore(READS_AT_ONCE)
         self._big_heads = anyio.Lock()
 
-    async def verify_shard(self, shard: FoundShard) -> VerifyReport:
+    async def verify_shard(self, place: _Place, shard: FoundShard) -> VerifyReport:
         if shard.head_bytes <= BIG_HEAD_BYTES:
-            return await self._verify_shard(shard.identity)
+            return await self._verify_shard(place, shard.identity)
         async with self._big_heads:
-            return await self._verify_shard(shard.identity)
+            return await self._verify_shard(place, shard.identity)
 
-    async def _verify_shard(self, identity: Identity) -> VerifyReport:
+    async def _verify_shard(self, place: _Place, identity: Identity) -> VerifyReport:
+        tools = Tools(place, self._reads, self._sampling)
         for _ in range(_ATTEMPTS):
-            check = _ShardCheck(self._tools, identity)
+            check = _ShardCheck(tools, place, identity)
             await check.run()
             if not await check.is_outdated():
                 return check.report
@@ -154,10 +188,10 @@ class _Verifier:
 class _ShardCheck:
     """One attempt at one shard."""
 
-    def __init__(self, tools: Tools, identity: Identity) -> None:
+    def __init__(self, tools: Tools, place: _Place, identity: Identity) -> None:
         self.report = VerifyReport(shards=1)
         self._tools = tools
-        self._storage = tools.storage
+        self._storage = place
         self._identity = identity
         self._listed: dict[bytes, ObjectInfo] = {}
         self._whole: WholeHead | None = None
@@ -173,6 +207,9 @@ class _ShardCheck:
                 self._listed[name] = info
         if not is_there and not self._listed:
             self.report.shards = 0
+            return
+        if not is_there and self._storage.follows is not None:
+            self.report.orphans = list(self._listed.values())  # a head comes behind its segments
             return
         if not is_there:
             self._note(self._identity.head_key, Flaw("the head is lost; `des repair` rebuilds it from the segments."))
@@ -225,10 +262,22 @@ class _ShardCheck:
                 pass  # gone since it was listed
             else:
                 return
+        if await self._lags_behind():
+            return
         self._misses_something = True
         self._note(
             self._key(ref.name), Flaw(f"the segment is missing; {ref.entries:,} entries of the head point into it.")
         )
+
+    async def _lags_behind(self) -> bool:
+        """Tell whether this is a copy whose head is not the primary's: what it points at may have been deleted with good reason."""
+        follows = self._storage.follows
+        if follows is None or self._whole is None:
+            return False
+        try:
+            return await follows.read_suffix(self._identity.head_key, 1, unless=self._whole.version) is not None
+        except ObjectNotFoundError:
+            return True
 
     async def _check_unlisted(self, name: bytes) -> None:
         with suppress(ObjectNotFoundError):  # collected since it was listed
@@ -245,7 +294,9 @@ class _ShardCheck:
         sentence = flaw.sentence
         if flaw.file_id is not None and uid is None:
             sentence = f"{sentence} (file_id {flaw.file_id.hex()})"
-        (self.report.damage if flaw.live else self.report.garbage).append(Damage(key, uid, sentence))
+        (self.report.damage if flaw.live else self.report.garbage).append(
+            Damage(key, uid, sentence, self._storage.name)
+        )
 
     def _key(self, name: bytes) -> str:
         return self._identity.segment_key(name)

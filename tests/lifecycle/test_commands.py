@@ -111,6 +111,7 @@ class TestDelete:
 class TestCompact:
     def test_planned_done_and_done_again(self, run: Callable[..., Outcome], store: Path) -> None:
         before = keys(store)
+        stored = sum(path.stat().st_size for path in store.glob("*/*/*.des"))
         planned = run("compact", "--dry-run", "--json", "--small-segments", "2").json
         assert planned["dry_run"]
         assert [one["segments_before"] for one in planned["compacted"]] == [
@@ -120,6 +121,7 @@ class TestCompact:
         done = run("compact", "2024-01-31", "--json", "--small-segments", "2").json
         assert {one["segments_after"] for one in done["compacted"]} == {1}
         assert (done["files"], done["failed"]) == (len(FILES), [])
+        assert planned["stored_bytes"] == done["stored_bytes"] == stored > done["garbage_bytes"]
         assert keys(store) > before, "the old ones stay for their grace time"
         again = run("compact", "--json", "--small-segments", "2").json
         assert (again["compacted"], again["files"]) == ([], 0)
@@ -265,6 +267,11 @@ class TestMetricsFile:
         assert figures['des_maintenance_counts_total{verb="delete",what="deleted"}'] == 1
         assert figures['des_maintenance_counts_total{verb="verify",what="files"}'] == len(FILES) - 1
         assert figures['des_maintenance_counts_total{verb="verify",what="damage"}'] == 0
+        garbage, stored = (
+            figures[f'des_maintenance_counts_total{{verb="compact",what="{what}_bytes"}}']
+            for what in ("garbage", "stored")
+        )
+        assert 0 < garbage < stored
         assert all(name.startswith("des_maintenance_") for name in figures), "files of several jobs lie side by side"
 
     def test_a_failure_leaves_the_last_success(self, run: Callable[..., Outcome], store: Path, tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Put promtool and prometheus into a directory: `deploy/promtool.sh DIRECTORY`.
+#
+# No registry of Python packages has them, so they come from Debian's package `prometheus`, which is unpacked and not installed: no service starts, and no
+# root is needed where apt has its lists. Where there is no apt, or it has no network, this says so and fails; put promtool on PATH by other means then.
+set -eu
+target=$1
+if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
+    ln -sf "$(command -v promtool)" "$(command -v prometheus)" "$target"
+    exit
+fi
+if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+    echo "promtool is missing, and this is no Debian: install Prometheus and put promtool and prometheus on PATH." >&2
+    exit 1
+fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+chmod 755 "$scratch"
+cd "$scratch"
+# A fresh machine has no lists yet.
+apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update && apt-get -qq download prometheus; } || {
+    echo "promtool is missing, and Debian's package prometheus could not be downloaded: install it by hand." >&2
+    exit 1
+}
+dpkg-deb --extract prometheus_*.deb .
+cd - >/dev/null
+cp "$scratch/usr/bin/promtool" "$scratch/usr/bin/prometheus" "$target"
