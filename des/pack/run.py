@@ -150,9 +150,7 @@ async def pack(
                 remote = RemoteSources(buckets, job.memory // 8)
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
-                unsettled = await _pack_shards(
-                    storage, job, plan, compression, work, report, progress, remote, workers
-                )
+                unsettled = await _pack_shards(storage, job, plan, compression, work, report, progress, remote, workers)
         report.is_complete = True
         if unsettled is not None:
             raise unsettled
