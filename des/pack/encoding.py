@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 BATCH_FILES = 512
 # Files are compressed together once so many bytes of them were read, so that little is held both raw and encoded.
 RUN_BYTES = 1 << 20
-# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
-BATCH_BYTES = 8 << 20
+# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file, and three times that on its way from
+# one process to another.
+BATCH_BYTES = 4 << 20
 _NOTHING_FETCHED: Mapping[int, Fetched] = MappingProxyType({})
 # What is encoded anew comes on top of its batch.
 ANEW_BYTES = 1 << 20

@@ -117,6 +117,8 @@ def _serve(pipe: Connection, inherited: Sequence[Connection]) -> None:
                 result = work(*args, **kwargs)
             except Exception as raised:  # noqa: BLE001 - raised where it was called
                 error = raised
-            pipe.send_bytes(pickle.dumps((error, result), _PICKLE))
+            answer = pickle.dumps((error, result), _PICKLE)
+            del work, args, kwargs, error, result  # megabytes, which nobody needs while the answer is on its way
+            pipe.send_bytes(answer)
     except (EOFError, OSError):
         return
