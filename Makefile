@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http serve deploy-check scrape-check image-test restore-drill clean
+.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ bench-s3: $(DEV) ## Measure reading from S3 on SeaweedFS; LARGE=1 also sends 4 G
 
 bench-http: $(BENCH) ## Measure the HTTP service beside nginx, Starlette and FastAPI (needs wrk)
 	$(BIN)/python -m benchmarks.http
+
+bench-zones: $(DEV) ## Measure hedged reads from two places, one of them slow now and then
+	$(BIN)/python -m benchmarks.zones
 
 serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_PORT
 	$(BIN)/des serve

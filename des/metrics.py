@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from des.errors import Status
     from des.storage.protocol import ObjectInfo, Purpose, Storage
+    from des.storage.zone_observer import HedgeOutcome, MendStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -408,14 +409,37 @@ class CacheMeter:
             self._used_bytes = cache.used_bytes
 
 
-def metered(storage: Storage, *, reports_requests: bool = False) -> Storage:
+def metered(storage: Storage, *, reports_requests: bool = False, backend: str | None = None) -> Storage:
     """Return the storage with its calls counted; the storage itself where nobody counts.
 
     Args:
         storage: the backend.
         reports_requests: it reports each of its requests by `request_made` itself, retries included.
+        backend: the label of its range calls, where it is part of another backend.
     """
-    return MeteredStorage(storage, reports_requests=reports_requests) if _registry.is_active else storage
+    if not _registry.is_active:
+        return storage
+    return MeteredStorage(storage, reports_requests=reports_requests, backend=backend)
+
+
+class ZoneMeter:
+    """Counts what zones do beside answering; see `des.storage.zone_observer`."""
+
+    def hedged(self, place: str, outcome: HedgeOutcome) -> None:
+        """Count a second request."""
+        _registry.add(HEDGES, 1, place, outcome)
+
+    def failed_over(self, place: str) -> None:
+        """Count an answer of a place that was not the first."""
+        _registry.add(FAILOVERS, 1, place)
+
+    def mended(self, place: str, status: MendStatus) -> None:
+        """Count an object that was looked at."""
+        _registry.add(MENDED, 1, place, status)
+
+    def place_up(self, place: str, *, is_up: bool) -> None:
+        """Set whether a place is asked."""
+        _registry.set(PLACE_UP, float(is_up), place)
 
 
 def request_observer(place: str) -> Callable[[RequestRecord], None] | None:
@@ -455,9 +479,10 @@ class MeteredStorage(StorageWrapper):
     a stream count as bytes only.
     """
 
-    def __init__(self, inner: Storage, *, reports_requests: bool = False) -> None:
-        """Count the calls on `inner`; only its range calls where it reports its requests itself."""
+    def __init__(self, inner: Storage, *, reports_requests: bool = False, backend: str | None = None) -> None:
+        """Count the calls on `inner`; see `metered`."""
         super().__init__(inner)
+        self.backend = backend or inner.backend
         self._counts_requests = not reports_requests
         self._read_key = (STORAGE_REQUESTS.name, (self.address, "read_range", "ok"))
         self._bytes_key = (STORAGE_BYTES.name, (self.address, "read"))

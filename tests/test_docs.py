@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -14,6 +15,11 @@ from des.console import EXIT_STATUSES
 from des.http import create_app
 from des.metrics import INSTRUMENTS
 from des.settings import Settings, variable_names
+from des.storage.zones_config import load_zones
+from des.storage.zones_schema import FilePart, PlacePart, ZonePart
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +54,10 @@ def flags(command: click.Command) -> list[set[str]]:
     parameters = [parameter for one in commands for parameter in one.params]
     options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     spellings = [{*option.opts, *option.secondary_opts} for option in options]
-    return [one for one in spellings if one.isdisjoint({"--help", "--version", "--store"})]
+    general = {"--help", "--version", "--store"}
+    if any("--store" in one for one in spellings):
+        general.add("--zones")
+    return [one for one in spellings if one.isdisjoint(general)]
 
 
 def described(verb: str) -> str:
@@ -110,8 +119,14 @@ def test_every_verb_and_its_flags_are_named_and_no_others(verb: str) -> None:
     assert {flag for flag in named if flag.startswith("--")} <= set().union(*known), "README has flags of its own"
 
 
-def test_the_store_option_is_named() -> None:
-    assert "--store" in flags_in(section("Command line"))
+@pytest.mark.parametrize("flag", ["--store", "--zones"])
+def test_what_names_the_store_is_named(flag: str) -> None:
+    assert flag in flags_in(section("Command line"))
+
+
+@pytest.mark.parametrize("part", [FilePart, ZonePart, PlacePart])
+def test_every_key_of_a_zones_file_is_named(part: type[BaseModel]) -> None:
+    assert set(part.model_fields) <= code(section("Zones")), "README lacks keys"
 
 
 @pytest.mark.parametrize("status", EXIT_STATUSES)
@@ -127,6 +142,14 @@ def test_every_metric_is_named(name: str) -> None:
 def test_no_other_metric_is_named() -> None:
     named = {found.partition("{")[0] for found in code(README) if re.fullmatch(r"des_[a-z0-9_]+(\{.*)?", found)}
     assert named <= {instrument.name + ending for instrument in INSTRUMENTS for ending in SERIES}
+
+
+def test_the_zones_file_is_a_good_one(tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(.*?)```", section("Zones"), re.DOTALL)
+    assert example
+    path = tmp_path / "zones.yaml"
+    path.write_text(example[1], encoding="utf-8")
+    assert [len(zone.places) for zone in load_zones(path).zones] == [2, 1]
 
 
 def make_verbs() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -24,6 +25,7 @@ _VERBS = {
     "expire": "des.cli.expire:expire",
     "export": "des.cli.export:export",
     "serve": "des.cli.serve:serve",
+    "zones": "des.cli.zones:zones",
     "keys": "des.cli.keys:keys",
     "sign": "des.cli.sign:sign",
 }
@@ -49,14 +51,16 @@ class _Verbs(click.Group):
     epilog="Exit status: 0 done, 1 the answer is bad (not found, damaged, some files failed), 2 the call or a setting is wrong, 3 storage trouble.",
 )
 @click.option("--store", metavar="DIR|s3://…", help="The store, also after the verb. Default: what DES_* says.")
+@click.option("--zones", metavar="FILE", type=click.Path(path_type=Path), help="A store in zones, also after the verb.")
 @click.version_option(__version__, prog_name="des")
 @click.pass_context
-def des(context: click.Context, store: str | None) -> None:
+def des(context: click.Context, store: str | None, zones: Path | None) -> None:
     """Pack huge numbers of small files into few large shards, and get any one back."""
     verb = context.invoked_subcommand
     command = context.command
-    if store is None or verb is None or not isinstance(command, click.Group):
+    given = "--store" if store is not None else "--zones" if zones is not None else None
+    if given is None or verb is None or not isinstance(command, click.Group):
         return
     called = command.get_command(context, verb)
     if called is not None and all("--store" not in parameter.opts for parameter in called.params):
-        raise click.UsageError(f"`des {verb}` takes no --store.")
+        raise click.UsageError(f"`des {verb}` takes no {given} before the verb.")

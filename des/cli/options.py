@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -16,16 +17,45 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound="Callable[..., object]")
 
 
-def store_option(function: _Function) -> _Function:
-    """Add `--store`; the one before the verb holds where there is none after it."""
+# Under this name click keeps the zones file that was given after the verb.
+_ZONES = "des.zones"
+
+
+def zones_option(function: _Function) -> _Function:
+    """Add `--zones` to a command that calls `settings_for`."""
     return click.option(
-        "--store", metavar="DIR|s3://…", callback=_or_before_the_verb, help="The store. Default: what DES_* says."
+        "--zones",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_keep_zones,
+        help="The store is what this zones file says.",
     )(function)
+
+
+def store_option(function: _Function) -> _Function:
+    """Add `--store` and `--zones`; the ones before the verb hold where there are none after it."""
+    store = click.option(
+        "--store", metavar="DIR|s3://…", callback=_or_before_the_verb, help="The store. Default: what DES_* says."
+    )
+    return store(zones_option(function))
 
 
 def _or_before_the_verb(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     before: str | None = context.find_root().params.get("store") if value is None else value
     return before
+
+
+def _keep_zones(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.meta[_ZONES] = value
+
+
+def zones_given() -> Path | None:
+    """Return the zones file that `--zones` names; the one before the verb holds where there is none after it."""
+    context = click.get_current_context()
+    zones: Path | None = context.meta.get(_ZONES) or context.find_root().params.get("zones")
+    return zones
 
 
 def file_arguments(function: _Function) -> _Function:
@@ -48,12 +78,17 @@ def settings_for(store: str | None, **overrides: object) -> Settings:
     """Read the settings, let the log follow them, and point them at a store.
 
     Args:
-        store: a directory or `s3://` address; None for what the settings say.
+        store: a directory or `s3://` address; None for the zones file of `--zones`, else what the settings say.
         overrides: settings that options gave; None where one was not given.
 
     Raises:
-        SettingsError: a setting or the address is wrong.
+        SettingsError: a setting, the address or the zones file is wrong.
     """
     settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
     configure_logging(settings)
-    return resolve_target(store, settings)
+    resolved = resolve_target(store, settings, zones=zones_given())
+    if resolved.backend == "multi_s3":
+        from des.storage.zones_config import with_its_n_bits  # noqa: PLC0415 - most stores lie in one place
+
+        return with_its_n_bits(resolved)  # here, so that a bad file is one sentence before anything starts
+    return resolved

@@ -26,7 +26,7 @@ from des.http.files import FileEndpoint
 from des.http.keys import KeysFile
 from des.http.limits import RequestLimit
 from des.http.listings import FilesOfDayEndpoint, ShardsOfDayEndpoint
-from des.http.problems import overloaded
+from des.http.readiness import ReadyEndpoint, places_asked
 from des.http.service import Service
 from des.storage.opening import resolve_target
 from des.store import open_store
@@ -79,7 +79,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         with metrics.gathering():
-            async with kept_fresh(keys), open_it() as store:
+            async with kept_fresh(keys), open_it() as store, places_asked(store):
                 service.attach(store)
                 try:
                     yield
@@ -87,10 +87,9 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
                     service.detach()
 
     limited = [Middleware(RequestLimit, service.limits)]
-    probes = _Probes(service)
     probing = [
-        _route(openapi.HEALTH, probes.health),
-        _route(openapi.READY, probes.ready),
+        _route(openapi.HEALTH, _health),
+        _route(openapi.READY, ReadyEndpoint(service).answer),
         _route(openapi.METRICS, _metrics),
     ]
     app = _Application(
@@ -158,20 +157,9 @@ class _FilesOfDayRoute(Route):
         return Match.FULL, {"endpoint": self.endpoint, "path_params": {}}
 
 
-class _Probes:
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def health(self, _request: Request) -> Response:
-        """Say that the process answers; depends on nothing."""
-        return JSONResponse({"status": "ok"}, headers=_NOT_CACHED)
-
-    async def ready(self, _request: Request) -> Response:
-        """Say that files can be served."""
-        if self._service.draining:
-            raise overloaded("The service is ending.")
-        await self._service.store.check()
-        return JSONResponse({"status": "ok", "zones": {}}, headers=_NOT_CACHED)
+async def _health(_request: Request) -> Response:
+    """Say that the process answers; depends on nothing."""
+    return JSONResponse({"status": "ok"}, headers=_NOT_CACHED)
 
 
 async def _metrics(_request: Request) -> Response:

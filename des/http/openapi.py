@@ -246,6 +246,10 @@ BATCH: Final = Operation(
         },
     },
 )
+_PLACES_BY_ZONE: Final = {
+    "type": "object",
+    "additionalProperties": {"type": "object", "additionalProperties": {"enum": ["ok", "failing"]}},
+}
 HEALTH: Final = Operation(
     "/health",
     ("GET", "HEAD"),
@@ -262,7 +266,7 @@ READY: Final = Operation(
     {
         "200": _json(
             "They can, perhaps not from every place.",
-            _object({"status": {"enum": ["ok", "degraded"]}, "zones": {"type": "object"}}),
+            _object({"status": {"enum": ["ok", "degraded"]}, "zones": _PLACES_BY_ZONE}),
         )
     },
     {"431": _BAD_REQUEST["431"], **_DAMAGED, **_UNAVAILABLE},

@@ -31,6 +31,7 @@ from des.store.listing import days_of
 if TYPE_CHECKING:
     from des.shard.layout import Identity
     from des.storage.protocol import PutMode, Storage
+    from des.storage.zones import ZonedStorage
 
 _FIRST_DAY = "00010101"
 
@@ -99,16 +100,41 @@ async def _swap(storage: Storage, before: Descriptor, after: Descriptor) -> None
             raise ConflictError("the descriptor was changed by somebody else meanwhile; run again.") from error
 
 
-async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
+async def adopt_zones(storage: ZonedStorage) -> tuple[Descriptor, list[str]]:
+    """Restore what is lost or damaged of the primaries' descriptors of a store in zones, each with its zone's range.
+
+    A copy without one may be on its way to having everything: it gets its own from `des zones sync`, last.
+
+    Returns:
+        The descriptor of the whole store, and the addresses of the primaries whose descriptors had to be restored.
+
+    Raises:
+        SettingsError, CorruptShardError: as for `adopt`; or a place does not fit the zones file.
+        StorageError: a place is unwell.
+    """
+    restored = []
+    for zone in storage.zones:
+        if await days_of(zone.primary):
+            _, is_new = await adopt(zone.primary, IndexRange(storage.n_bits, zone.start, zone.end))
+            restored += [zone.primary.address] if is_new else []
+    return await storage.descriptors.complete(), restored
+
+
+async def adopt(storage: Storage, held: IndexRange | None = None) -> tuple[Descriptor, bool]:
     """Restore a lost or damaged descriptor from the headers of the objects that are there.
 
     What no object tells is gone: an n_bits that was planned for days without shards, and that the place was one zone of several.
+
+    Args:
+        storage: the place.
+        held: the range of shard indices that it holds, as a zones file says; None: all of them.
 
     Returns:
         The descriptor, and whether it had to be restored.
 
     Raises:
-        SettingsError: the descriptor is of a newer format; or there is nothing to restore it from; or objects of several stores lie here.
+        SettingsError: the descriptor is of a newer format; or there is nothing to restore it from; or objects of several stores, or of another n_bits
+            than the zones file's, lie here.
         CorruptShardError: no object of some day can be read.
         StorageError: the storage is unwell.
     """
@@ -124,6 +150,27 @@ async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
             mode = IfVersion(suffix.version)
     if descriptor is not None:
         return descriptor, False
+    store_ids, epochs = await _told_by_headers(storage)
+    if not store_ids:
+        first = "" if isinstance(mode, IfAbsent) else f"delete its {DESCRIPTOR_KEY} and "
+        raise SettingsError(
+            f"there is nothing at {storage.address} to restore a descriptor from; {first}make a store with `des init`."
+        )
+    if len(store_ids) > 1:
+        raise SettingsError(f"the objects at {storage.address} belong to {len(store_ids)} stores; part them first.")
+    if held is not None and epochs != [Epoch(_FIRST_DAY, held.n_bits)]:
+        there = ", ".join(str(epoch.n_bits) for epoch in epochs)
+        raise SettingsError(
+            f"the objects at {storage.address} have n_bits {there}, but the zones file says {held.n_bits}."
+        )
+    held = held or _whole(min(max(e.n_bits for e in epochs), MAX_N_BITS))
+    restored = Descriptor(store_ids.pop(), tuple(epochs), held)
+    await storage.put(DESCRIPTOR_KEY, restored.encode(), mode)
+    return await require_descriptor(storage), True
+
+
+async def _told_by_headers(storage: Storage) -> tuple[set[bytes], list[Epoch]]:
+    """Return the ids of the stores that objects belong to, and n_bits by date as they say it."""
     epochs: list[Epoch] = []
     store_ids: set[bytes] = set()
     for day in await days_of(storage):
@@ -133,16 +180,7 @@ async def adopt(storage: Storage) -> tuple[Descriptor, bool]:
         store_ids.add(identity.store_id)
         if not epochs or epochs[-1].n_bits != identity.n_bits:
             epochs.append(Epoch(day if epochs else _FIRST_DAY, identity.n_bits))
-    if not store_ids:
-        first = "" if isinstance(mode, IfAbsent) else f"delete its {DESCRIPTOR_KEY} and "
-        raise SettingsError(
-            f"there is nothing at {storage.address} to restore a descriptor from; {first}make a store with `des init`."
-        )
-    if len(store_ids) > 1:
-        raise SettingsError(f"the objects at {storage.address} belong to {len(store_ids)} stores; part them first.")
-    restored = Descriptor(store_ids.pop(), tuple(epochs), _whole(min(max(e.n_bits for e in epochs), MAX_N_BITS)))
-    await storage.put(DESCRIPTOR_KEY, restored.encode(), mode)
-    return await require_descriptor(storage), True
+    return store_ids, epochs
 
 
 async def _identity_in(storage: Storage, day: str) -> Identity | None:

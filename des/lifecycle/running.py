@@ -14,6 +14,7 @@ from des.storage.descriptor import DESCRIPTOR_KEY, require_descriptor
 from des.storage.opening import open_storage
 from des.store.listing import days_of
 from des.store.shards import find_shards, identity_at
+from des.store.whole_objects import WholeObjects
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ async def open_place(settings: Settings, *, for_writing: bool = True) -> AsyncIt
         SettingsError: there is no store, or its storage cannot do conditional writes.
         StorageError: the storage is unwell.
     """
-    storage = await open_storage(settings)
+    storage = await open_storage(settings, WholeObjects())
     try:
         descriptor = await require_descriptor(storage)
         descriptor.check_n_bits(settings.n_bits)

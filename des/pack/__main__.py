@@ -26,6 +26,7 @@ from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
 from des.pack.workers import forked_workers
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
+from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
@@ -98,6 +99,12 @@ class SizeType(click.ParamType[int]):
 )
 @click.option("--output-dir", "--output", "output", metavar="DIR|s3://…", help="The store. Default: what DES_* says.")
 @click.option(
+    "--zones",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The store is what this zones file says; excludes --output.",
+)
+@click.option(
     "--max-shard-size",
     default=1 << 30,
     show_default=True,
@@ -156,6 +163,7 @@ def pack_command(
     source_root: Path | None,
     partition: str | None,
     output: str | None,
+    zones: Path | None,
     max_shard_size: int,
     n_bits: int | None,
     codec: CodecName,
@@ -177,7 +185,11 @@ def pack_command(
     there already is skipped. Failed rows go to stderr, one JSON object a line, which can be packed again as a manifest.
     """
     _check_dry(state, is_dry_run=is_dry_run)
-    settings = resolve_target(output)
+    settings = resolve_target(output, zones=zones)
+    if settings.backend == "multi_s3":
+        from des.storage.zones_config import with_its_n_bits  # noqa: PLC0415 - most stores lie in one place
+
+        settings = with_its_n_bits(settings, n_bits)
     inputs = chosen_inputs(manifests, json_manifests, directories, archives, created_at, settings)
     job = PackJob(
         inputs=inputs,
@@ -316,7 +328,7 @@ async def _run(
                 stopped_by = number
                 scope.cancel()
 
-    storage: Storage = await open_storage(settings)
+    storage: Storage = await open_storage(settings, WholeObjects())
     try:
         async with open_tasks() as tasks:
             tasks.start_soon(stop_on_signal, tasks.cancel_scope)

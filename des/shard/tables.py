@@ -62,6 +62,26 @@ class SegmentRef:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """Where a head stands: of two heads of one lineage, the one of the higher generation is the newer."""
+
+    lineage: bytes
+    generation: int
+
+    @classmethod
+    def of(cls, tables: Buffer) -> History:
+        """Return what checked tables of a head begin with.
+
+        Raises:
+            CorruptShardError: they are too short.
+        """
+        if len(tables) < _HEAD.size:
+            raise CorruptShardError("the head's tables are cut short.")
+        generation, lineage = _HEAD.unpack_from(tables)[:2]
+        return cls(lineage, generation)
+
+
+@dataclass(frozen=True, slots=True)
 class Condemned:
     """A segment that is to be deleted, and since when (microseconds since 1970)."""
 

@@ -112,8 +112,8 @@ class Descriptor:
                 f" (n_bits {held.n_bits}); open the store through its zones file."
             )
 
-    def encode(self) -> bytes:
-        """Return the JSON of the descriptor, with a revision of its own at every call."""
+    def encode(self, revision: str | None = None) -> bytes:
+        """Return the JSON of the descriptor, with a revision of its own at every call where none is given."""
         held = self.index_range
         value = {
             "format": "des",
@@ -121,7 +121,7 @@ class Descriptor:
             "store_id": self.store_id.hex(),
             "n_bits": [{"from": epoch.first_day, "n_bits": epoch.n_bits} for epoch in self.epochs],
             "index_range": {"n_bits": held.n_bits, "start": held.start, "end": held.end},
-            "revision": secrets.token_hex(16),
+            "revision": revision or secrets.token_hex(16),
         }
         return json.dumps(value, indent=1).encode() + b"\n"
 
@@ -215,13 +215,18 @@ async def ensure_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
     return descriptor
 
 
+def _named(storage: Storage) -> str:
+    """Return how a command line names a store."""
+    return f"--zones {storage.address}" if storage.backend == "multi_s3" else storage.address
+
+
 async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
     if any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
         # Looked for once more: another writer may just have made it, and its first shards.
         descriptor = await read_descriptor(storage)
         if descriptor is None:
             raise SettingsError(
-                f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {storage.address} --adopt`."
+                f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {_named(storage)} --adopt`."
             )
         return descriptor
     fresh = Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)

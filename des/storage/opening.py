@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -14,33 +16,45 @@ import anyio.to_thread
 from des import metrics
 from des.errors import SettingsError, StorageDeniedError, StorageError
 from des.settings import Settings
+from des.tasks import run_all
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
+    from des.storage.place import Place
     from des.storage.protocol import Storage
+    from des.storage.s3 import S3Storage
+    from des.storage.zone_copying import Verifier
+    from des.storage.zones_config import PlaceConfig, ZonesConfig
 
 _log = logging.getLogger(__name__)
 _ACCESS_SECONDS = 5.0
 # One label for the buckets that manifests name: there may be any number of them.
 _SOURCES_PLACE = "sources"
+ZONES_BACKEND = "multi_s3"
 
 Target = str | Path | Settings | None
 
 
-def resolve_target(target: Target, settings: Settings | None = None) -> Settings:
+def resolve_target(target: Target, settings: Settings | None = None, *, zones: Path | None = None) -> Settings:
     """Return the settings that name a place.
 
     Args:
         target: a directory, an `s3://bucket/prefix` address, settings, or None for the environment (read at the call).
         settings: what else holds, such as endpoint and time limits; the environment where None.
+        zones: a zones file, in place of a target.
 
     Raises:
-        SettingsError: the address cannot be understood.
+        SettingsError: the address cannot be understood, or there is a zones file as well.
     """
     if isinstance(target, Settings):
         return target
     base = settings or Settings()
+    if zones is not None:
+        if target is not None:
+            raise SettingsError(f"{str(target)!r} and the zones file {zones} are two stores; name one of them.")
+        return base.model_copy(update={"backend": "multi_s3", "zones_config": zones})
     if target is None:
         return base
     text = str(target)
@@ -59,8 +73,12 @@ def resolve_target(target: Target, settings: Settings | None = None) -> Settings
     )
 
 
-async def open_storage(settings: Settings) -> Storage:
+async def open_storage(settings: Settings, verifier: Verifier | None = None) -> Storage:
     """Open the storage that settings name. Whoever opens it closes it with `aclose`.
+
+    Args:
+        settings: name it.
+        verifier: verifies what is copied between the places of zones, which do not open without.
 
     Raises:
         SettingsError: a setting is missing or wrong.
@@ -72,7 +90,9 @@ async def open_storage(settings: Settings) -> Storage:
         return metrics.metered(LocalStorage(settings.base_dir, single_writer=settings.single_writer))
     if settings.backend == "s3":
         return await _open_s3(settings)
-    raise SettingsError(f"the backend {settings.backend!r} is not part of this release.")
+    if verifier is None:
+        raise TypeError("a store in zones does not open without what verifies its objects")
+    return await _open_zones(settings, verifier)
 
 
 async def _open_s3(settings: Settings) -> Storage:
@@ -82,19 +102,96 @@ async def _open_s3(settings: Settings) -> Storage:
     config = S3Config.from_settings(settings)
     storage = await open_s3(config, observe=metrics.request_observer(config.address))
     try:
-        with anyio.move_on_after(_ACCESS_SECONDS):
-            await storage.check_access()
-    except StorageDeniedError:
-        await storage.aclose()
-        raise
-    except StorageError as error:
-        # A service may start before its storage does; whoever reads meets the trouble again, with a deadline of its own.
-        _log.debug("%s", error)
+        denial = await _denial(storage)
+        if denial is not None:
+            raise denial
     except BaseException:
         with anyio.CancelScope(shield=True):
             await storage.aclose()
         raise
     return metrics.metered(storage, reports_requests=True)
+
+
+async def _denial(storage: S3Storage, seconds: float = _ACCESS_SECONDS) -> StorageDeniedError | None:
+    """Return how a place refuses access; None where it does not, or does not answer now.
+
+    A service may start before its storage does; whoever reads meets the trouble again, with a deadline of its own.
+    """
+    with anyio.move_on_after(seconds):
+        try:
+            await storage.check_access()
+        except StorageDeniedError as error:
+            return error
+        except StorageError as error:
+            _log.debug("%s", error)
+    return None
+
+
+async def _open_zones(settings: Settings, verifier: Verifier) -> Storage:
+    from des.storage.latency import HedgeBudget  # noqa: PLC0415 - as above
+    from des.storage.zone import Zone  # noqa: PLC0415
+    from des.storage.zones import ZonedStorage  # noqa: PLC0415
+    from des.storage.zones_config import zones_of  # noqa: PLC0415
+
+    config = await anyio.to_thread.run_sync(zones_of, settings)
+    observer = metrics.ZoneMeter()
+    budget = HedgeBudget(config.hedge)
+    async with AsyncExitStack() as opened:
+        places = await _open_places(config, settings, opened)
+        zones = [
+            Zone(
+                zone.name,
+                zone.start,
+                zone.end,
+                [places[place] for place in zone.places],
+                quorum=zone.quorum,
+                place_timeout=config.place_timeout,
+                budget=budget,
+                observer=observer,
+            )
+            for zone in config.zones
+        ]
+        storage = ZonedStorage(
+            zones, config.n_bits, verifier, address=str(config.path), read_repair=config.read_repair, observer=observer
+        )
+        opened.pop_all()  # closed by the storage from here on
+    return storage
+
+
+async def _open_places(config: ZonesConfig, settings: Settings, opened: AsyncExitStack) -> Mapping[PlaceConfig, Place]:
+    """Open all places. One that refuses access is left for the others to stand in, as long as there is one that does not."""
+    from des.storage.place import Place  # noqa: PLC0415 - as above
+    from des.storage.s3 import open_s3  # noqa: PLC0415
+
+    addresses = Counter(one.s3_config(settings).address for zone in config.zones for one in zone.places)
+    places: dict[PlaceConfig, Place] = {}
+    storages: list[S3Storage] = []
+    for zone in config.zones:
+        for one in zone.places:
+            s3 = one.s3_config(settings)
+            address = s3.address if addresses[s3.address] == 1 else f"{s3.address} at {s3.endpoint.name}"
+            storage = await open_s3(s3, observe=metrics.request_observer(address))
+            opened.push_async_callback(storage.aclose)
+            storages.append(storage)
+            places[one] = Place(
+                metrics.metered(storage, reports_requests=True, backend=ZONES_BACKEND),
+                zone.name,
+                is_primary=one is zone.primary,
+                address=address,
+                observer=metrics.ZoneMeter(),
+            )
+    denials: list[StorageDeniedError] = []
+
+    async def ask(storage: S3Storage) -> None:
+        denial = await _denial(storage, min(_ACCESS_SECONDS, config.place_timeout))
+        if denial is not None:
+            _log.warning("%s", denial)
+            denials.append(denial)
+
+    await run_all(ask, storages, len(storages))
+    if len(denials) == len(storages):
+        raise denials[0]
+    return places
 
 
 class SourceBuckets:

@@ -20,6 +20,16 @@ MIN_BYTES_PER_SECOND = MIB
 UPLOAD_SHARE = 8
 
 
+def is_endpoint_url(text: str) -> bool:
+    """Tell whether a text can be the address of an S3 API."""
+    try:
+        url = urlsplit(text)
+        _ = url.port  # checked when asked for
+    except ValueError:
+        return False
+    return url.scheme in {"http", "https"} and bool(url.hostname) and not url.query and not url.fragment
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
     """All that decides whether two places share one client.
@@ -92,8 +102,7 @@ class S3Config:
         if not self.bucket or "/" in self.bucket:
             raise SettingsError(f"{self.bucket!r} is no bucket; give s3://bucket/prefix, or set DES_S3_BUCKET.")
         object.__setattr__(self, "prefix", self.prefix.strip("/"))
-        url = urlsplit(self.endpoint_url or "https://aws")
-        if url.scheme not in {"http", "https"} or not url.netloc or url.query or url.fragment:
+        if self.endpoint_url and not is_endpoint_url(self.endpoint_url):
             raise SettingsError(
                 f"DES_S3_ENDPOINT_URL is {self.endpoint_url!r}; write it as https://host:port, without query and fragment."
             )

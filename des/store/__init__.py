@@ -11,6 +11,7 @@ from des.storage.opening import Target, open_storage, resolve_target
 from des.store.fileinfo import FileInfo, GetResult
 from des.store.found import FoundFile
 from des.store.store import ContentChangedError, Store
+from des.store.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +38,7 @@ async def open_store(target: Target = None, *, settings: Settings | None = None)
         StorageError: the storage cannot be opened.
     """
     resolved = resolve_target(target, settings)
-    storage = await open_storage(resolved)
+    storage = await open_storage(resolved, WholeObjects())
     try:
         async with anyio.create_task_group() as tasks:
             yield Store(storage, resolved, tasks)

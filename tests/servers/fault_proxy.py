@@ -19,8 +19,11 @@ import asyncio
 import secrets
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
     import ssl
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from tests.servers.s3_servers import S3Server
 
 _PIECE = 64 * 1024
+_KEPT_FIELDS = frozenset({"etag", "content-range", "content-type", "content-length", "last-modified", "date"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,46 @@ class Drip:
 
 
 @dataclass(frozen=True, slots=True)
+class Down:
+    """The server is not asked; the connection is reset."""
+
+    async def __call__(self, exchange: Exchange) -> None:
+        exchange.abort()
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The reply comes so many seconds late."""
+
+    seconds: float
+
+    async def __call__(self, exchange: Exchange) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(exchange.client_gone.wait(), self.seconds)
+            return
+        await _pass_on(exchange)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBucket:
+    """A read is answered from another bucket: the place as it was when that was filled."""
+
+    bucket: str
+
+    async def __call__(self, exchange: Exchange) -> None:
+        request = exchange.request
+        wanted = {
+            argument: request.headers[field]
+            for argument, field in (("Range", "range"), ("IfMatch", "if-match"), ("IfNoneMatch", "if-none-match"))
+            if field in request.headers
+        }
+        exchange.status, exchange.headers, exchange.body = await exchange.proxy.read_object(
+            request.method, self.bucket, request.key, wanted
+        )
+        await exchange.reply()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The server is not asked; this is the answer."""
 
@@ -254,14 +298,15 @@ def wrong_content_range(value: str = "bytes 1-4096/1000000") -> SetHeader:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A bit of the body is flipped, and nothing says so."""
+    """A bit of the body is flipped, and nothing says so: at a byte, or in the middle. A body without bytes stays as it is."""
 
-    at: int = 0
+    at: int | None = 0
 
     async def __call__(self, exchange: Exchange) -> None:
         await exchange.forward()
         body = bytearray(exchange.body)
-        body[self.at] ^= 1
+        if body:
+            body[len(body) // 2 if self.at is None else self.at] ^= 1
         exchange.body = bytes(body)
         await exchange.reply()
 
@@ -440,6 +485,28 @@ class FaultProxy:
 
         return await asyncio.to_thread(get)
 
+    async def read_object(
+        self, method: str, bucket: str, key: str, wanted: dict[str, str]
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of a GET or HEAD of any object."""
+
+        def read() -> tuple[int, dict[str, str], bytes]:
+            call = self._server.client.head_object if method == "HEAD" else self._server.client.get_object
+            try:
+                found = call(Bucket=bucket, Key=key, **wanted)
+            except ClientError as error:
+                answer, body = error.response["ResponseMetadata"], b""
+                if method == "GET" and answer["HTTPStatusCode"] != HTTPStatus.NOT_MODIFIED:
+                    body = f"<Error><Code>{error.response['Error']['Code']}</Code></Error>".encode()
+            else:
+                answer, body = found["ResponseMetadata"], b"" if method == "HEAD" else found["Body"].read()
+            headers = {name: value for name, value in answer["HTTPHeaders"].items() if name in _KEPT_FIELDS}
+            if method == "GET":
+                headers["content-length"] = str(len(body))
+            return answer["HTTPStatusCode"], headers, body
+
+        return await asyncio.to_thread(read)
+
     async def put_object(self, request: Request) -> str:
         """Write what a request carries, without its conditions; return the ETag."""
 
@@ -460,7 +527,7 @@ class FaultProxy:
             pass  # either side went away; a cancelled handler ends the same way, which is what its canceller waits for
         finally:
             writer.transport.abort()
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):  # see above: it may be told to end here, too
                 await writer.wait_closed()
             self.connections -= 1
             await self._note()

@@ -398,7 +398,7 @@ class StorageContract:
         "20240131/0a.des",
         "20240201/FFFF/Z-z_9.des",
         "A/b/c/d/e/f",
-        "des.json",
+        "readme.txt",
     )
 
     async def put_all(self, storage: Storage) -> dict[str, str]:
@@ -423,9 +423,9 @@ class StorageContract:
             "20240131/0A/",
             "20240131/0A/f",
             "2024",
-            "d",
+            "r",
             "A/b/c/",
-            "des.json",
+            "readme.txt",
         ],
     )
     async def test_list_by_prefix(self, storage: Storage, prefix: str) -> None:
@@ -449,7 +449,7 @@ class StorageContract:
             found = await storage.list_level(prefix)
             return [info.key for info in found.objects], list(found.prefixes)
 
-        assert await level("") == (["des.json"], ["20240131/", "20240201/", "A/"])
+        assert await level("") == (["readme.txt"], ["20240131/", "20240201/", "A/"])
         assert await level("20240131/") == (
             ["20240131/0A.des", "20240131/0A0.des", "20240131/0B.des", "20240131/0a.des"],
             ["20240131/0A-x/", "20240131/0A/"],
@@ -458,7 +458,7 @@ class StorageContract:
         assert await level("A/b/c/d/e/f/") == ([], [])
         assert await level("20240101/") == ([], [])
         (info,) = (await storage.list_level("")).objects
-        assert info == ObjectInfo("des.json", 8, info.version, info.modified)
+        assert info == ObjectInfo("readme.txt", 10, info.version, info.modified)
 
     async def test_list_of_more_than_a_page(self, storage: Storage) -> None:
         keys = [f"20240131/0A/{number:06}.des" for number in range(self.LISTED)]
@@ -548,10 +548,10 @@ class StorageContract:
 
     async def test_conditional_writes_are_proven_and_nothing_is_left_behind(self, storage: Storage) -> None:
         data = content(300)
-        version = await storage.put("des.json", data, IfAbsent())
-        await storage.check_conditional_writes("des.json")
-        assert await storage.read_suffix("des.json", 1000) == Suffix(data, 300, version)
-        assert await list_keys(storage) == ["des.json"]
+        version = await storage.put(KEY, data, IfAbsent())
+        await storage.check_conditional_writes(KEY)
+        assert await storage.read_suffix(KEY, 1000) == Suffix(data, 300, version)
+        assert await list_keys(storage) == [KEY]
 
     async def test_close_twice(self, storage: Storage) -> None:
         await storage.put(KEY, content(1000), Overwrite())
