@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean
+.PHONY: help demo test soak trust check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test: $(DEV) ## Run the whole test suite
 
 soak: $(DEV) ## Run the long forms of the tests (bounded: half an hour)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m soak --timeout 1800
+
+trust: $(DEV) ## Inject every fault, break rules on purpose; TRUST_SCALE=1 takes about 20 minutes, 0.1 about 3
+	$(BIN)/python -m tests.trust
 
 check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -80,4 +83,4 @@ serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_P
 	$(BIN)/des serve
 
 clean: ## Remove what the verbs above made
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis data benchmarks/results
+	rm -rf $(VENV) trust.json build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis data benchmarks/results

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "Delay",
+    "Effect",
     "Fail",
     "Fault",
     "FaultyStorage",
@@ -42,6 +44,7 @@ __all__ = [
     "Scheduler",
     "StorageWrapper",
     "Tally",
+    "Tear",
     "Verb",
 ]
 
@@ -99,6 +102,26 @@ class LoseReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Tear:
+    """Only the first bytes pass: a write that is torn, a read that comes back short. The call says nothing of it, or raises.
+
+    Attributes:
+        keep: how many bytes pass.
+        error: what it raises then; None: nothing, as a disk does that lies.
+    """
+
+    keep: int
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The call waits for so many seconds before it does anything."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """The call says that it has come (`reached`), and waits to be let go (`release`)."""
 
@@ -113,6 +136,9 @@ class Kill:
     after: bool = False
 
 
+Effect = Fail | LoseReply | Tear | Delay | Hold | Kill
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What happens to which call.
@@ -120,18 +146,26 @@ class Fault:
     Attributes:
         effect: what happens.
         at: to which of the calls that match, counted from 1; None for each of them.
+        lasting: also to all that match after that one, as where a disk is gone.
         verb: matches calls of this verb, None all.
         key: matches calls on a key that it is true for, None all.
     """
 
-    effect: Fail | LoseReply | Hold | Kill
+    effect: Effect
     at: int | None = 1
     verb: Verb | None = None
     key: Callable[[str], bool] | None = None
+    lasting: bool = False
 
     def matches(self, call: Call) -> bool:
         """Return whether a call counts for this fault."""
         return self.verb in {None, call.verb} and (self.key is None or self.key(call.key))
+
+    def is_due(self, number: int) -> bool:
+        """Return whether it happens to the so-manieth call that counts for it, from 1."""
+        if self.at is None or self.at == number:
+            return True
+        return self.lasting and number > self.at
 
 
 class FaultyStorage(StorageWrapper):
@@ -162,25 +196,29 @@ class FaultyStorage(StorageWrapper):
         match effect:
             case Fail():
                 raise effect.error
+            case Delay():
+                await anyio.sleep(effect.seconds)
             case Hold():
                 effect.reached.set()
                 await effect.release.wait()
             case Kill(after=False):
                 os.kill(os.getpid(), signal.SIGKILL)
-        yield Tally()
+        yield Tally(keep=effect.keep if isinstance(effect, Tear) else None)
         match effect:
             case LoseReply():
                 raise effect.error
+            case Tear(error=Exception() as error):
+                raise error
             case Kill():
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _due(self, call: Call) -> Fail | LoseReply | Hold | Kill | None:
+    def _due(self, call: Call) -> Effect | None:
         self.seen += 1
         due: list[Fault] = []
         for index, fault in enumerate(self._plan):
             if fault.matches(call):
                 self._matched[index] += 1
-                if fault.at in {None, self._matched[index]}:
+                if fault.is_due(self._matched[index]):
                     due.append(fault)
         if not due:
             return None

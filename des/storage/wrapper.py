@@ -77,9 +77,15 @@ class Call:
 
 @dataclass(slots=True)
 class Tally:
-    """What a call moved: bytes, set by the call while `around` surrounds it."""
+    """What a call moves.
+
+    Attributes:
+        size: bytes, set by the call while `around` surrounds it.
+        keep: how many bytes pass at most, set by `around` before; None: all.
+    """
 
     size: int = 0
+    keep: int | None = None
 
 
 class StorageWrapper:
@@ -109,6 +115,8 @@ class StorageWrapper:
         """See `Storage.read_suffix`."""
         async with self.around(Call("read_suffix", key, start=-length, purpose=purpose)) as tally:
             suffix = await self.inner.read_suffix(key, length, unless=unless, purpose=purpose)
+            if suffix is not None and tally.keep is not None:
+                suffix = replace(suffix, data=suffix.data[: tally.keep])
             tally.size = len(suffix.data) if suffix else 0
         return suffix
 
@@ -118,6 +126,7 @@ class StorageWrapper:
         """See `Storage.read_range`."""
         async with self.around(Call("read_range", key, start, end, purpose)) as tally:
             data = await self.inner.read_range(key, start, end, version=version, purpose=purpose)
+            data = data[: tally.keep]
             tally.size = len(data)
         return data
 
@@ -138,6 +147,7 @@ class StorageWrapper:
         while True:
             async with self.around(call) as tally:
                 piece = await anext(pieces, b"")
+                piece = piece[: tally.keep]
                 tally.size = len(piece)
             if not piece:
                 return
@@ -151,6 +161,7 @@ class StorageWrapper:
     async def put(self, key: str, data: bytes, mode: PutMode) -> str:
         """See `Storage.put`."""
         async with self.around(Call("put", key)) as tally:
+            data = data[: tally.keep]
             version = await self.inner.put(key, data, mode)
             tally.size = len(data)
         return version
@@ -233,5 +244,6 @@ class _WrappedWriter:
 
     async def write(self, data: bytes) -> None:
         async with self._storage.around(Call("write", self._key)) as tally:
+            data = data[: tally.keep]
             await self._inner.write(data)
             tally.size = len(data)

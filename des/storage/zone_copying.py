@@ -3,10 +3,10 @@
 Rules:
 
 1. Segments first, then the head: a head at a copy names nothing that the copy lacks.
-2. A head at a copy is put only in place of what was read there, and only if that raises the generation of the same lineage, brings the primary's lineage,
-   or takes the place of damage.
-3. A copy that is ahead of the primary in the same lineage, or has other content at the same generation, means that the primary has lost commits. Nothing
-   is written then.
+2. A head at a copy is put only in place of what was read there, and only if that raises the generation, or takes the place of damage. A new lineage does so,
+   too: `des repair` begins it above all that is known, and where a shard is begun anew no place has a head any more.
+3. A copy that is ahead of the primary, or has other content at the same generation, means that the primary has lost commits, or a whole shard. Nothing is
+   written then.
 4. What the copy's own head names, and what it has in the right size, counts as there. What is copied is verified at the copy, content hashes included,
    before it counts.
 5. Anything may change meanwhile: primary, copy, and segments that are gone. Then it begins anew, a bounded number of times.
@@ -219,12 +219,7 @@ def _check_store(there: Look, look: Look) -> None:
 
 def _is_ahead(there: Look, look: Look) -> bool:
     ours, theirs = look.history, there.history
-    return (
-        ours is not None
-        and theirs is not None
-        and theirs.lineage == ours.lineage
-        and theirs.generation >= ours.generation
-    )
+    return ours is not None and theirs is not None and theirs.generation >= ours.generation
 
 
 def _names_at(there: Look) -> frozenset[bytes]:

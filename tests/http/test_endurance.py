@@ -48,7 +48,13 @@ def batch() -> bytes:
     return request("/batch", f"Content-Length: {len(content)}", method="POST", last=False) + content
 
 
-@pytest.mark.parametrize("asking", [request(f"/files/large?{AT}", last=False), batch()], ids=["files", "batch"])
+@pytest.mark.parametrize(
+    "asking",
+    [
+        pytest.param(request(f"/files/large?{AT}", last=False), id="files"),
+        pytest.param(batch(), id="batch", marks=pytest.mark.soak),
+    ],
+)
 def test_stalled_readers_hold_no_more_memory_than_is_allowed(base: Path, asking: bytes) -> None:
     """Some are refused, the others take the beginning and then nothing more."""
     with serving(base, http_max_bytes=HELD_MIB * MIB, log_level="warning") as service, ExitStack() as stack:

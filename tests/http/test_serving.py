@@ -116,7 +116,7 @@ def serving(base: Path, **values: object) -> Iterator[Service]:
             service.finish()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_it_says_where_it_serves_and_ends_when_told(base: Path, number: int) -> None:
     with serving(base) as service:
         assert service.ask(SMALL) == (200, b"content")
@@ -147,7 +147,7 @@ def test_a_port_in_use_is_one_sentence(base: Path) -> None:
     ("values", "sentence"),
     [
         ({"http_host": "no.such.host.invalid"}, "DES_HTTP_HOST"),
-        ({"http_host": "203.0.113.1"}, "203.0.113.1"),
+        pytest.param({"http_host": "203.0.113.1"}, "203.0.113.1", marks=pytest.mark.soak),
         ({"http_cache_control": "a\tb\x7f"}, "DES_HTTP_CACHE_CONTROL"),
         ({"http_api_keys_file": "/no/such/file"}, "the keys file /no/such/file cannot be read"),
     ],
@@ -159,7 +159,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(base: Path, values: dict[str, 
         assert sentence in service.lines[0]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_keys_and_a_port_for_probes(base: Path, tmp_path: Path, workers: int) -> None:
     token, line = new_api_key("k", {"actions": ["read"]})
     keys = tmp_path / "keys"

@@ -4,16 +4,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from des.errors import CorruptShardError
 from des.lifecycle.collecting import Collected, Limits, collect_leftovers, collect_shard
 from des.pack.commit import are_usable, open_shard
 from des.storage.protocol import Overwrite
 from des.store.heads import read_whole_head
 from tests.lifecycle.living import MINUTE, check, now, shards
 from tests.lifecycle.test_erasing import add_orphan
-from tests.making import make_store
+from tests.making import WHEN, make_store, reading
+from tests.store.meddling import Meddler
 
 if TYPE_CHECKING:
     from des.storage.protocol import Storage
+    from des.storage.wrapper import Call
     from tests.making import Maker
 
 FILES = {f"file-{number}": b"content %d" % number for number in range(20)}
@@ -67,15 +70,42 @@ async def test_what_is_collected_cannot_be_swapped_in(storage: Storage) -> None:
     assert not await are_usable(storage, await read_whole_head(storage, identity), [name])
 
 
-@pytest.mark.parametrize("harm", ["gone", "damaged"])
+async def test_what_is_deleted_was_condemned_before(storage: Storage) -> None:
+    """A writer that read the head before, and swaps after, finds it changed: in between nothing may go."""
+    maker = await make_store(storage, FILES, n_bits=1)
+    identity = maker.identity("file-1")
+    orphan = await add_orphan(storage, identity, {"file-1": b"another version"})
+    deleted = []
+
+    async def look(call: Call) -> None:
+        if call.verb == "delete":
+            tables = (await read_whole_head(storage, identity)).tables
+            assert call.key in [identity.segment_key(item.name) for item in tables.condemned]
+            deleted.append(call.key)
+
+    later = await now(storage) + MINUTE
+    await collect_shard(Meddler(storage, before=look), identity, Limits(later, later, apply=True))
+    assert deleted == [orphan]
+    assert (await read_whole_head(storage, identity)).tables.condemned == ()
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "another's"])
 async def test_a_shard_without_a_good_head_is_not_touched(storage: Storage, harm: str) -> None:
     maker = await make_store(storage, FILES, n_bits=1)
     identity = maker.identity("file-1")
     await add_orphan(storage, identity, {"file-1": b"another version"})
     if harm == "gone":
         await storage.delete(identity.head_key)
-    else:
+    elif harm == "damaged":
         await storage.put(identity.head_key, b"no head at all", Overwrite())
+    else:
+        other = next(one for one in await shards(maker) if one != identity)
+        head = await storage.read_suffix(other.head_key, 1 << 20)
+        assert head is not None
+        await storage.put(identity.head_key, head.data, Overwrite())
+        async with reading(storage) as store:
+            with pytest.raises(CorruptShardError, match="belongs to shard"):
+                await store.get("file-1", WHEN)
     before = await keys_of(storage)
     collected = await collect(maker, discard_unknown=True)
     assert collected.lost_heads == [f"{identity.date}/{identity.shard_hex}"]

@@ -107,7 +107,7 @@ def steps(few: dict[str, int]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("action", "step"), [*few.items(), *soak])
 
 
-@steps({"delete": 1, "compact": 1, "gc": 1, "repair": 1, "erase": 5, "expire": 3})
+@steps({"delete": 1, "compact": 3, "gc": 1, "repair": 1, "erase": 5, "expire": 3})
 async def test_on_files(
     tmp_path: Path, processes: PackingProcesses, built: tuple[MemoryStorage, Identity], action: str, step: int
 ) -> None:
@@ -115,7 +115,7 @@ async def test_on_files(
     await Stage(tmp_path, ground, built[0].contents(), built[1], action).kill_at_every_call(processes, step)
 
 
-@steps({"compact": 16, "gc": 16})
+@steps({"compact": 24, "gc": 24})
 async def test_on_seaweedfs(
     tmp_path: Path,
     seaweedfs: S3Server,

@@ -170,28 +170,30 @@ class Stage:
             assert (packed, skipped, failed) == (len(names), repeats + len(shared), 0)
 
 
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 100), marks=pytest.mark.soak)], ids=str)
 @pytest.mark.parametrize("name", CASES)
-async def test_two_packers(tmp_path: Path, name: str) -> None:
+async def test_two_packers(tmp_path: Path, name: str, seeds: range) -> None:
     stage = Stage(tmp_path, LocalGround(tmp_path), CASES[name])
     await stage.prepare()
-    for seed in range(25):
+    for seed in seeds:
         await stage.run(stage.fresh(f"store-{seed}"), seed)
 
 
 @pytest.mark.parametrize(
     "name", ["disjoint", "all the same, after earlier ones", "other content, error", "other content, replace"]
 )
-async def test_two_packers_and_a_lost_reply(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 6), marks=pytest.mark.soak)], ids=str)
+async def test_two_packers_and_a_lost_reply(tmp_path: Path, name: str, seeds: range) -> None:
     stage = Stage(tmp_path, LocalGround(tmp_path), CASES[name])
     await stage.prepare()
     verbs = []
     for lost in count(1):
         fired = []
-        for seed in (lost, 100 + lost):
+        for seed in (100 * number + lost for number in seeds):
             *_, faulty = await stage.run(stage.fresh(f"store-{lost}-{seed}"), seed, lost)
             fired += [call.verb for call in faulty.fired]
         if not fired:
             break
         verbs += fired
-    assert verbs.count("put") >= 2
-    assert len(verbs) >= 14
+    assert verbs.count("put") > len(seeds) / 2  # where both bring the same, only one writes
+    assert len(verbs) >= 7 * len(seeds)

@@ -540,7 +540,9 @@ class TestSourcesThatFailMidway:
         assert recording.count(verb="commit") == 2
         await check_store(base_dir, files)
 
-    @pytest.mark.parametrize("seed", range(12))
+    @pytest.mark.parametrize(
+        "seed", [pytest.param(seed, marks=[pytest.mark.soak] if seed >= 5 else []) for seed in range(12)]
+    )
     async def test_any_of_them_in_any_segment(
         self, base_dir: Path, storage: LocalStorage, sources: Sources, seed: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:

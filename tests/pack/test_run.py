@@ -380,20 +380,9 @@ class TestTrouble:
         for n in nth_calls(await stage.prepare()):
             base_dir = stage.fresh(f"dead-{n}")
 
-            class Dead(FaultyStorage):
-                first = n
-
-                @asynccontextmanager
-                async def around(self, call: Call) -> AsyncIterator[Tally]:
-                    self.seen += 1
-                    if self.seen >= self.first:
-                        raise failure
-                    async with StorageWrapper.around(self, call) as tally:
-                        yield tally
-
             async with opened(base_dir) as local:
                 with pytest.raises(StorageUnavailableError) as caught:
-                    await stage.pack(Dead(local, []), stage.manifest)
+                    await stage.pack(FaultyStorage(local, [Fault(Fail(failure), at=n, lasting=True)]), stage.manifest)
                 assert caught.value is failure
             await watch.check()
             await stage.check_after_trouble(base_dir)
@@ -442,7 +431,8 @@ class CancelAt(StorageWrapper):
         self._scope.cancel()
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+# Cancelled after a call is cancelled before the next one, but where calls run at the same time.
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["before", "after"])
 async def test_cancelled_at_any_call(stage: Stage, watch: Watch, after: bool) -> None:
     caught = 0
     for n in nth_calls(await stage.prepare()):

@@ -92,13 +92,13 @@ async def check_seeds(
         assert report["packed"] + report["skipped"] == len(FILES)
         assert [(row["row"], row["status"]) for row in outcome["failures"]] == [(len(rows), "invalid")]
         await check_store(resolve_target(address), FILES)
-    assert resumed > 0 or len(seeds) == 1  # of a single kill, none of the shards may have been done
-    assert killed > len(seeds)
+    # Of a single kill, none of the shards may have been done, or so many that what is left ends before it is killed again.
+    assert (resumed > 0 and killed > len(seeds)) or len(seeds) == 1
 
 
 @pytest.mark.parametrize(
     "seeds",
-    [range(5), pytest.param(range(5, 45), marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
+    [range(3), pytest.param(range(3, 45), marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
     ids=["few", "many"],
 )
 async def test_killed_at_seeded_points_and_resumed(

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,40 +23,13 @@ from des.storage.local import LocalStorage
 from des.storage.open_files import OwnedFile
 from des.storage.protocol import IfAbsent, IfVersion, Level, Overwrite
 from tests.storage.contract import KEY, MIB, content, list_keys
-from tests.storage.on_disk import CHECKOUT, SEGMENT, files_under, open_files_under, write_whole
+from tests.storage.on_disk import CHECKOUT, SEGMENT, OsCalls, files_under, open_files_under, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from des.storage.protocol import Storage
-
-
-class OsCalls:
-    """What the storage asks of the operating system under one directory, and a failure of one of these calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-        self.log: list[str] = []
-        self.fail_at: int | None = None
-        self.fail_with = errno.EIO
-        self._root = root
-        for name in ("fsync", "mkdir", "open", "replace", "write"):
-            monkeypatch.setattr(os, name, self._watched(name, getattr(os, name)))
-
-    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - stands for any call
-            where = Path(f"/proc/self/fd/{args[0]}").readlink() if isinstance(args[0], int) else args[0]
-            if str(where).startswith(str(self._root)):
-                relative = os.path.relpath(where, self._root)
-                self.log.append(f"{name} {'<temporary>' if '.des-tmp-' in relative else relative}")
-                if len(self.log) == self.fail_at:
-                    raise OSError(self.fail_with, os.strerror(self.fail_with), str(where))
-            return call(*args, **kwargs)
-
-        return watched
-
-    def arm(self, fail_at: int | None = None) -> None:
-        self.log.clear()
-        self.fail_at = fail_at
 
 
 @pytest.fixture
@@ -93,6 +66,34 @@ class TestDurability:
             "fsync <temporary>",
             "replace <temporary>",
             "fsync store/20240131/0A",
+        ]
+
+    async def test_lock_compare_write_unlock(
+        self, local: LocalStorage, os_calls: OsCalls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        version = await local.put(KEY, b"1", IfAbsent())
+        flock = fcntl.flock
+
+        def watched(number: int, operation: int) -> None:
+            os_calls.log.append({fcntl.LOCK_EX: "lock", fcntl.LOCK_UN: "unlock"}[operation])
+            flock(number, operation)
+
+        monkeypatch.setattr(fcntl, "flock", watched)
+        os_calls.arm()
+        await local.put(KEY, b"2", IfVersion(version))
+        log = [
+            line
+            for line in os_calls.log
+            if not line.startswith(("open store/.locks", "open <", "mkdir", "fsync store"))
+        ]
+        assert log == [
+            "lock",
+            f"open store/{KEY}",
+            "write <temporary>",
+            "fsync <temporary>",
+            "replace <temporary>",
+            "open store/20240131",
+            "unlock",
         ]
 
     async def test_each_process_syncs_the_way_to_a_directory_once(self, base: Path, os_calls: OsCalls) -> None:

@@ -38,7 +38,7 @@ class TestThroughTheClientAlone(TestOnSeaweedFS):
         await storage.aclose()
 
 
-class TestOnMoto(StorageContract):
+class OnMoto:
     LISTED = 10
     TELLS_WHEN_UPLOADS_BEGAN = False
 
@@ -47,3 +47,26 @@ class TestOnMoto(StorageContract):
         storage = await open_s3(moto.config(moto.make_bucket(), prefix="a/store", presigned="off"))
         yield storage
         await storage.aclose()
+
+
+@pytest.mark.soak
+class TestOnMoto(OnMoto, StorageContract): ...
+
+
+class TestOnMotoThroughTheClientAlone(OnMoto):
+    """Each verb once: another server, and the other way to read."""
+
+    test_suffix_of_an_empty_object = StorageContract.test_suffix_of_an_empty_object
+    test_suffix_is_not_read_again = StorageContract.test_suffix_is_not_read_again_at_the_same_version
+    test_range_past_the_end_is_empty = StorageContract.test_range_past_the_end_is_empty
+    test_range_is_read_at_its_version_only = StorageContract.test_range_is_read_at_its_version_only
+    test_many_ranges_at_once = StorageContract.test_many_ranges_at_once
+    test_stream_of_a_large_object = StorageContract.test_stream_of_a_large_object
+    test_stream_cancelled = StorageContract.test_stream_cancelled
+    test_head_says_what_was_written = StorageContract.test_head_says_what_was_written
+    test_put_if_absent_where_there_is_something = StorageContract.test_put_if_absent_where_there_is_something
+    test_put_in_place_of_a_version = StorageContract.test_put_in_place_of_a_version
+    test_writer_of_a_large_object = StorageContract.test_writer_of_a_large_object
+    test_list_of_more_than_a_page = StorageContract.test_list_of_more_than_a_page
+    test_delete_twice = StorageContract.test_delete_twice
+    test_conditional_writes_are_proven = StorageContract.test_conditional_writes_are_proven_and_nothing_is_left_behind

@@ -15,6 +15,7 @@ from des.storage.local import LocalStorage
 from des.storage.protocol import IfAbsent, IfVersion, Overwrite
 from des.storage.testing import (
     Call,
+    Delay,
     Fail,
     Fault,
     FaultyStorage,
@@ -25,6 +26,7 @@ from des.storage.testing import (
     Scheduler,
     StorageWrapper,
     Tally,
+    Tear,
 )
 from tests.storage.contract import KEY, StorageContract, content, list_keys
 
@@ -159,6 +161,46 @@ class TestFaults:
         storage = FaultyStorage(inner, [Fault(LoseReply())])
         with pytest.raises(PreconditionFailedError):
             await storage.put(KEY, b"2", IfAbsent())
+
+    async def test_torn_writes_and_reads(self, inner: LocalStorage) -> None:
+        plan = [Fault(Tear(2), verb="put"), Fault(Tear(2), verb="write", at=2), Fault(Tear(1), verb="read_range")]
+        plan += [Fault(Tear(1), verb="read_suffix"), Fault(Tear(1), verb="piece")]
+        storage = FaultyStorage(inner, plan)
+        await storage.put("20240131/0.des", b"12345", IfAbsent())
+        await write_parts(storage)
+        assert await storage.read_range(KEY, 0, 10) == b"1"
+        assert await storage.read_range(KEY, 0, 10) == b"1234"
+        suffix = await storage.read_suffix("20240131/0.des", 10)
+        assert suffix is not None
+        assert (suffix.data, suffix.total_size) == (b"1", 2)
+        async with storage.stream_range(KEY, 1, 4) as pieces:
+            assert [piece async for piece in pieces] == [b"2"]
+        assert [call.verb for call in storage.fired] == ["put", "write", "read_range", "read_suffix", "piece"]
+
+    async def test_torn_write_that_is_told(self, inner: LocalStorage) -> None:
+        storage = FaultyStorage(inner, [Fault(Tear(2, StorageUnavailableError("torn")))])
+        with pytest.raises(StorageUnavailableError):
+            await storage.put(KEY, b"12345", IfAbsent())
+        assert await inner.read_range(KEY, 0, 10) == b"12"
+
+    async def test_delayed_call(self, inner: LocalStorage) -> None:
+        storage = FaultyStorage(inner, [Fault(Delay(3600), verb="put")])
+        with anyio.move_on_after(0.01) as scope:
+            await storage.put(KEY, b"1", IfAbsent())
+        assert scope.cancelled_caught
+        assert await list_keys(inner) == []
+        await storage.put(KEY, b"1", IfAbsent())
+        assert len(storage.fired) == 1
+
+    async def test_lasting_failure(self, inner: LocalStorage) -> None:
+        storage = FaultyStorage(inner, [Fault(Fail(StorageUnavailableError("gone")), at=2, verb="head", lasting=True)])
+        await inner.put(KEY, b"1", IfAbsent())
+        await storage.head(KEY)
+        for _ in range(3):
+            with pytest.raises(StorageUnavailableError):
+                await storage.head(KEY)
+        assert await storage.read_range(KEY, 0, 1) == b"1"
+        assert len(storage.fired) == 3
 
     async def test_held_call(self, inner: LocalStorage) -> None:
         hold = Hold()

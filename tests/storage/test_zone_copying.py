@@ -124,6 +124,16 @@ async def test_a_new_lineage_of_the_primary_goes_to_the_copies() -> None:
     assert shard.history_at(1).generation == 8
 
 
+async def test_a_shard_that_the_primary_lost_and_began_anew_leaves_the_copies_alone() -> None:
+    shard = await Shard.make()
+    await shard.add(shard.uids[1])
+    held = shard.ground.contents()[1:]
+    await shard.put_other_lineage(0, generation=0)
+    with pytest.raises(LostHeadError, match="des repair"):
+        await (await shard.open(quorum=1)).settle(shard.key)
+    assert shard.ground.contents()[1:] == held
+
+
 async def test_damage_at_a_copy_gives_way_to_the_primary() -> None:
     shard = await lagging()
     shard.copies[0].damage(shard.key, -20)

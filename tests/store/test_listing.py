@@ -323,7 +323,7 @@ class TestTrouble:
     async def test_the_deadline_at_every_call(self, local: LocalStorage, at: int) -> None:
         await make_store(local, {"a": b"content"})
         faulty = FaultyStorage(local, [Fault(Hold(), at=at)])
-        async with reading(faulty, request_timeout=0.05) as store:
+        async with reading(faulty, request_timeout=0.5) as store:
             with pytest.raises(StorageTimeoutError):
                 await list_all(store)
             assert faulty.fired
