@@ -34,7 +34,7 @@ def promtool(root: Path) -> None:
     command = tool("promtool", _HOW)
     run(command, "check", "config", DIRECTORY / "prometheus.yml", cwd=root)
     run(command, "check", "rules", "--lint=all", "--lint-fatal", RULES, cwd=root)
-    run(command, "test", "rules", DIRECTORY / "rules/des.rules.test.yml", cwd=root)
+    run(command, "test", "rules", *sorted((root / DIRECTORY / "rules").glob("*.test.yml")), cwd=root)
 
 
 def rule_list(root: Path) -> list[dict[str, Any]]:

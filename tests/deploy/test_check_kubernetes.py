@@ -115,9 +115,7 @@ def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> 
 
 def test_the_job_that_syncs_zones_has_what_the_other_jobs_have(targets: dict[str, list[dict[str, Any]]]) -> None:
     objects = targets["overlays/s3 + monitoring, zones, job-metrics"]
-    sync, gc = (
-        check_kubernetes.pod_spec(one(objects, "CronJob", name)) or {} for name in ("des-zones-sync", "des-gc")
-    )
+    sync, gc = (check_kubernetes.pod_spec(one(objects, "CronJob", name)) or {} for name in ("des-zones-sync", "des-gc"))
     assert sync["volumes"] == gc["volumes"]
     for field in ("image", "envFrom", "volumeMounts", "securityContext"):
         assert sync["containers"][0][field] == gc["containers"][0][field], field
