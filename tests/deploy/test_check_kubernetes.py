@@ -103,6 +103,9 @@ def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> 
         "des zones sync --json --metrics-file=/metrics/des-sync.prom",
     }
     group = cast("click.Group", des)
+    parent = click.Context(
+        group, **group.context_settings
+    )  # a command keeps the help options that its first parent gave it
     for line in lines:
         verb, *arguments = line.replace("des-pack", "des pack").split()[1:]
         command = group.get_command(click.Context(group), verb)
@@ -110,7 +113,7 @@ def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> 
             verb, *arguments = arguments
             command = command.get_command(click.Context(command), verb)
         assert command is not None
-        command.make_context(verb, arguments)
+        command.make_context(verb, arguments, parent=parent)
 
 
 def test_the_job_that_syncs_zones_has_what_the_other_jobs_have(targets: dict[str, list[dict[str, Any]]]) -> None:
