@@ -1,4 +1,8 @@
-"""From settings to storage: the composition root, and the only place that knows all backends."""
+"""From settings to storage: the composition root, and the only place that knows all backends.
+
+What wraps what, from the outside in: zones, their places (`place`: versions and the breaker), the meter (`des.metering`), the backend; within S3 the
+retries, and below them each request, which S3 itself reports to be counted.
+"""
 
 from __future__ import annotations
 

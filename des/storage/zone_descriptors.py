@@ -25,13 +25,19 @@ from des.errors import (
     ObjectNotFoundError,
     PreconditionFailedError,
     SettingsError,
-    StorageDeniedError,
     StorageError,
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from des.routing import is_day
-from des.storage.descriptor import DESCRIPTOR_KEY, Descriptor, Epoch, IndexRange, read_descriptor
+from des.storage.descriptor import (
+    DESCRIPTOR_KEY,
+    Descriptor,
+    Epoch,
+    IndexRange,
+    create_descriptor,
+    has_shards,
+    read_descriptor,
+)
 from des.storage.place import content_version
 from des.storage.protocol import IfAbsent, Suffix
 from des.tasks import open_tasks, run_all
@@ -220,7 +226,7 @@ class Descriptors:
             found = await self._make_at(first, first.primary, store_id)
         for zone in self._zones:
             await self.make(zone, zone.primary, found.store_id)
-            is_new = not await _has_shards(zone.primary)
+            is_new = not await has_shards(zone.primary)
             failures = await zone.everywhere(
                 zone.copies, partial(self._make_at_copy, zone, found.store_id, is_new=is_new)
             )
@@ -271,28 +277,9 @@ class Descriptors:
         self._check(zone, place, found, store_id, self._zones[0].primary)
 
     async def _make_at(self, zone: Zone, place: Place, store_id: bytes, *, is_brought_up: bool = False) -> Descriptor:
-        if not is_brought_up and await _has_shards(place):
-            found = await read_descriptor(place)  # another writer may just have made it, and its first shards
-            if found is None:
-                raise SettingsError(
-                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
-                )
-            return found
         fresh = Descriptor(store_id, self._epochs, IndexRange(self._n_bits, zone.start, zone.end))
-        try:
-            await place.put(DESCRIPTOR_KEY, fresh.encode(), IfAbsent())
-        except StorageDeniedError:
-            raise
-        except StorageError as error:
-            failure: StorageError | None = (
-                error  # another was first, or the outcome is unknown: what is there now decides
-            )
-        else:
-            failure = None
-        found = await read_descriptor(place)
-        if found is None:
-            raise failure or StorageUnavailableError(f"{place} does not keep its {DESCRIPTOR_KEY}.")
-        return found
+        lost = f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
+        return await create_descriptor(place, fresh, lost=None if is_brought_up else lost)
 
     async def check_conditional_writes(self) -> None:
         """See `Storage.check_conditional_writes`: at every place. A copy that cannot be reached may be missing as far as `write_quorum` goes.
@@ -320,7 +307,3 @@ class Descriptors:
             await place.check_conditional_writes(DESCRIPTOR_KEY)
         except ObjectNotFoundError as error:
             raise StorageUnavailableError("it was not brought up yet; run `des zones sync`.") from error
-
-
-async def _has_shards(place: Place) -> bool:
-    return any(is_day(prefix.rstrip("/")) for prefix in (await place.list_level("")).prefixes)
