@@ -66,7 +66,7 @@ class PlannedShard:
 
 
 class PlannedRow(NamedTuple):
-    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970.
+    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970; `root` is the directory that its source must not lead out of.
 
     A named tuple because one is made of every row, and a frozen dataclass takes five times as long.
     """
@@ -79,6 +79,7 @@ class PlannedRow(NamedTuple):
     size_bytes: int | None
     content_type: str | None
     metadata: bytes
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,18 @@ class Done:
 
 
 class Plan:
-    """The plan of one run. One thread at a time."""
+    """The plan of one run. One thread at a time.
+
+    Attributes:
+        roots: directories, each with a slash at its end, out of which the sources that lie below them must not lead.
+    """
 
     def __init__(self, connection: sqlite3.Connection | None = None) -> None:
         """Make an empty plan in a temporary file, or take the one of a database, which is made empty there if there is none; `with` closes it."""
         # An empty name is a temporary database on disk that goes with its connection (sqlite.org/inmemorydb.html).
         self._connection = connection or sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self.roots: Sequence[str] = ()
         self._has_repeated: bool | None = None
         if connection is None:
             self._connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -162,12 +168,25 @@ class Plan:
     def rows(self, shard: PlannedShard, after: int, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
         query = f"SELECT {_COLUMNS} FROM rows WHERE shard = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608 - constants
-        return [_planned(*row) for row in self._connection.execute(query, (_number_of(shard), after, limit))]
+        return [self._planned(*row) for row in self._connection.execute(query, (_number_of(shard), after, limit))]
 
     def rows_by_number(self, numbers: Sequence[int]) -> list[PlannedRow]:
         """Return some rows by their numbers, in that order."""
         query = f"SELECT {_COLUMNS} FROM rows WHERE number = ?"  # noqa: S608 - constants
-        return [_planned(*self._connection.execute(query, (number,)).fetchone()) for number in numbers]
+        return [self._planned(*self._connection.execute(query, (number,)).fetchone()) for number in numbers]
+
+    def _planned(
+        self,
+        number: int,
+        uid: str,
+        created_at: int,
+        source_path: str,
+        size_bytes: int | None,
+        content_type: str | None,
+        metadata: bytes,
+    ) -> PlannedRow:
+        root = next((one for one in self.roots if source_path.startswith(one)), None) if self.roots else None
+        return PlannedRow(number, file_id(uid), uid, created_at, source_path, size_bytes, content_type, metadata, root)
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
 
@@ -220,15 +239,3 @@ def _encoded(row: BadRow) -> str:
 
 def _number_of(shard: PlannedShard) -> int:
     return (int(shard.day) << MAX_N_BITS) + shard.shard_index
-
-
-def _planned(
-    number: int,
-    uid: str,
-    created_at: int,
-    source_path: str,
-    size_bytes: int | None,
-    content_type: str | None,
-    metadata: bytes,
-) -> PlannedRow:
-    return PlannedRow(number, file_id(uid), uid, created_at, source_path, size_bytes, content_type, metadata)

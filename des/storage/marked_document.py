@@ -7,6 +7,7 @@ What YAML has beyond values is refused, since it hides from the reader what a pr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +136,8 @@ def _parse_json(text: str) -> Document:
     document = Document(None)
 
     def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        counts = Counter(name for name, _ in pairs)
+        for name in sorted(name for name, count in counts.items() if count > 1):
             document.note((name,), "it is there twice; remove one.")
         return dict(pairs)
 
