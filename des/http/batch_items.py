@@ -61,7 +61,9 @@ def _check_values(text: str, limit: int) -> None:
     # Each value but the first of its list or object stands behind a comma, and the first behind a bracket.
     outside = _STRING.sub("", text)
     if sum(map(outside.count, ",[{")) > limit:
-        detail = f"The batch has more than {limit} values, {VALUES_AN_ITEM} for each item it may have; send it in parts."
+        detail = (
+            f"The batch has more than {limit} values, {VALUES_AN_ITEM} for each item it may have; send it in parts."
+        )
         raise RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail))
 
 

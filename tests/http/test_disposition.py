@@ -49,7 +49,9 @@ def test_no_name_leaves_the_grammar_and_each_comes_back(name: str) -> None:
     assert GRAMMAR.fullmatch(value)
     exact = value.partition(b"filename*=UTF-8''")[2] or value.partition(b'filename="')[2].rstrip(b'"')
     if name:
-        assert unquote_to_bytes(exact).decode() == re.sub("[\x00-\x1f\x7f-\x9f/\\\\\u200e\u200f\u2028-\u202e\u2066-\u2069]", "_", name)
+        assert unquote_to_bytes(exact).decode() == re.sub(
+            "[\x00-\x1f\x7f-\x9f/\\\\\u200e\u200f\u2028-\u202e\u2066-\u2069]", "_", name
+        )
 
 
 def test_a_name_longer_than_file_systems_take_is_refused() -> None:

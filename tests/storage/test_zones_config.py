@@ -267,3 +267,17 @@ def test_a_megabyte_of_keys_takes_no_square_of_its_time(tmp_path: Path) -> None:
     keys = {f"{number:x}": 0 for number in range(70_000)}
     path = written(tmp_path, json.dumps(whole(zone("a", 0, 255)) | {"n_bits": keys}), "zones.json")
     assert any(one.startswith("n_bits: ") for one in problems(path))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"s3": {"bucket": "b", "endpoint_url": "https://name:secret@host"}},
+        {"s3": {"bucket": "name:secret@b"}},
+        {"s3": "s3://name:secret@b"},
+        {"copies": ["https://name:secret@host"]},
+    ],
+)
+def test_credentials_in_a_place_are_refused_and_not_repeated(places: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, whole(zone("a", 0, 255) | places))
+    assert not any("secret" in one for one in problems(path))
