@@ -42,7 +42,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 _COMMON = frozenset({"id", "prefixes", "expires"})
 _FIELDS = {"sha256": _COMMON | {"sha256", "actions", "rate"}, "signing_secret": _COMMON | {"signing_secret"}}
-_MAX_FILE_BYTES = 16 << 20
+MAX_KEYS_FILE_BYTES = 16 << 20
 _MAX_RATE = 1e9
 _NO_EXPIRY = "its expires must be a date, or a time with its zone."
 
@@ -138,11 +138,11 @@ class KeysFile:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                data = file.read(_MAX_FILE_BYTES + 1)
+                data = file.read(MAX_KEYS_FILE_BYTES + 1)
         except OSError as error:
             raise SettingsError(f"the keys file {self._path} cannot be read: {error.strerror}.") from error
-        if len(data) > _MAX_FILE_BYTES:
-            raise SettingsError(f"the keys file {self._path} is longer than {_MAX_FILE_BYTES} bytes.")
+        if len(data) > MAX_KEYS_FILE_BYTES:
+            raise SettingsError(f"the keys file {self._path} is longer than {MAX_KEYS_FILE_BYTES} bytes.")
         try:
             self.keyring = Keyring.parse(data.decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -13,8 +13,8 @@ import pytest
 
 from des.pack.plan import PlannedRow
 from des.pack.sources import PIECE_BYTES, SourceError, hash_large, read_large, read_small
-from des.routing import file_id
 from des.pack.tree import Tree
+from des.routing import file_id
 from des.shard.chunking import LARGE_BYTES
 from des.storage.local import LocalStorage
 from tests.pack.packing import CountedProgress, Run
