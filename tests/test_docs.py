@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -179,7 +179,7 @@ def default_of(variable: str) -> object:
     return Settings.model_fields[variable.removeprefix("DES_").lower()].default
 
 
-PACK = {option.name: option.default for option in verbs()["pack"].params}
+PACK: dict[str | None, Any] = {option.name: option.default for option in verbs()["pack"].params}
 LIMITS: dict[str, str] = {
     "a request's line and header": bytes_of(exchange.MAX_HEADER_BYTES),
     "what a stream holds of a large file": bytes_of(files.STREAM_BYTES),
