@@ -16,7 +16,6 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,12 +46,53 @@ if TYPE_CHECKING:
 _FIRST_DAY = "00010101"
 
 
-@dataclass(frozen=True, slots=True)
 class _Answers:
-    """What the places said: a descriptor, None for "there is none", or an error. Who was not asked or did not answer in time is missing."""
+    """What the places said.
 
-    descriptors: Mapping[Place, Descriptor | None]
-    errors: Mapping[Place, StorageError]
+    Attributes:
+        descriptors: each place's; None for "there is none". Who was not asked, or did not answer in time, is missing.
+        errors: of those that failed.
+    """
+
+    def __init__(self) -> None:
+        self.descriptors: dict[Place, Descriptor | None] = {}
+        self.errors: dict[Place, StorageError] = {}
+
+    async def ask_zone(self, zone: Zone) -> None:
+        """Ask the places that are worth it, and the others where none of those knows a descriptor."""
+        well = [place for place in zone.places if place.breaker.allows()]
+        if not await self._ask(zone, well):
+            await self._ask(zone, [place for place in zone.places if place not in well])
+
+    async def _ask(self, zone: Zone, places: Sequence[Place]) -> bool:
+        """Ask places at once, and tell whether any has a descriptor. One that is late is waited for only while there is no other answer."""
+        found = anyio.Event()
+
+        async def give_up() -> None:
+            await anyio.sleep(zone.place_timeout)
+            await found.wait()
+            for place in places:
+                if place not in self.descriptors and place not in self.errors:
+                    place.was_late()
+            beside.cancel_scope.cancel()
+
+        async with open_tasks() as beside:
+            beside.start_soon(give_up)
+            async with anyio.create_task_group() as asking:
+                for place in places:
+                    asking.start_soon(self._ask_place, place, found)
+        return found.is_set()
+
+    async def _ask_place(self, place: Place, found: anyio.Event) -> None:
+        try:
+            self.descriptors[place] = await read_descriptor(place)
+        except StorageError as error:
+            self.errors[place] = error
+        except SettingsError as error:
+            raise SettingsError(f"{place}: {error}") from error
+        place.holds_store = self.descriptors.get(place) is not None
+        if place.holds_store:
+            found.set()
 
 
 class Descriptors:
@@ -100,40 +140,9 @@ class Descriptors:
         return Descriptor(present[0][2].store_id, self._epochs, IndexRange(self._n_bits, 0, (1 << self._n_bits) - 1))
 
     async def _ask(self) -> _Answers:
-        """Ask all places that are worth it; one that is late is waited for only while its zone has no other answer."""
-        descriptors: dict[Place, Descriptor | None] = {}
-        errors: dict[Place, StorageError] = {}
-        found = {zone.name: anyio.Event() for zone in self._zones}
-
-        async def ask(place: Place) -> None:
-            try:
-                descriptors[place] = await read_descriptor(place)
-            except StorageError as error:
-                errors[place] = error
-            except SettingsError as error:
-                raise SettingsError(f"{place}: {error}") from error
-            place.holds_store = descriptors.get(place) is not None
-            if place.holds_store:
-                found[place.zone].set()
-
-        async def ask_zone(zone: Zone) -> None:
-            asked = [place for place in zone.places if place.breaker.allows()] or zone.places
-            async with open_tasks() as beside:
-                beside.start_soon(give_up, zone, asked, beside.cancel_scope)
-                async with anyio.create_task_group() as asking:
-                    for place in asked:
-                        asking.start_soon(ask, place)
-
-        async def give_up(zone: Zone, asked: Sequence[Place], scope: anyio.CancelScope) -> None:
-            await anyio.sleep(zone.place_timeout)
-            await found[zone.name].wait()
-            for place in asked:
-                if place not in descriptors and place not in errors:
-                    place.was_late()
-            scope.cancel()
-
-        await run_all(ask_zone, self._zones, len(self._zones))
-        return _Answers(descriptors, errors)
+        answers = _Answers()
+        await run_all(answers.ask_zone, self._zones, len(self._zones))
+        return answers
 
     def _check_whether_there(self, zone: Zone, descriptors: Mapping[Place, Descriptor | None]) -> None:
         said = [place for place in zone.places if place in descriptors]

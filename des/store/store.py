@@ -133,7 +133,7 @@ class Store:
         found = await self.find(uid, created_at)
         if not metadata:
             return found.info
-        return await self.in_time(self._with_metadata(found, created_at))
+        return await self.in_time(self._with_metadata(found))
 
     @asynccontextmanager
     async def stream(
@@ -162,13 +162,18 @@ class Store:
     async def _open_stream(
         self, stack: AsyncExitStack, uid: Uid, created_at: CreatedAt, start: int, end: int | None
     ) -> AsyncIterator[bytes]:
+        _, pieces = await self._open_as_it_is(stack, await self._find(uid, created_at), start, end)
+        return pieces
+
+    async def _open_as_it_is(
+        self, stack: AsyncExitStack, found: FoundFile, start: int, end: int | None
+    ) -> tuple[FoundFile, AsyncIterator[bytes]]:
         while True:
-            found = await self._find(uid, created_at)
             stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
             try:
-                return await self._open(stack, found, min(start, stop), stop)
+                return found, await self._open(stack, found, min(start, stop), stop)
             except ContentChangedError:
-                continue
+                found = await self._find(found.uid, found.created_at)
 
     def get_many(self, files: Iterable[tuple[Uid, CreatedAt]]) -> AsyncIterator[GetResult]:
         """Read many files with as few requests as their places allow.
@@ -298,6 +303,19 @@ class Store:
         async with AsyncExitStack() as stack:
             yield await self.in_time(self._open(stack, found, start, end))
 
+    @asynccontextmanager
+    async def open_whole(self, found: FoundFile) -> AsyncIterator[tuple[FoundFile, AsyncIterator[bytes]]]:
+        """Open all of a file that was found a while ago.
+
+        Yields:
+            The file as it is now, found again where it was replaced, and an async iterator of its verified pieces.
+
+        Raises:
+            Errors as for `get`; damage and trouble midway come from the iterator.
+        """
+        async with AsyncExitStack() as stack:
+            yield await self.in_time(self._open_as_it_is(stack, found, 0, None))
+
     async def _open(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
         """Open a range; what has to be closed is left to `stack`."""
         if not found.is_large or start == end:
@@ -390,14 +408,14 @@ class Store:
             self.cache.put(key, table, 3 * (end - start) + 500)
         return table
 
-    async def _with_metadata(self, found: FoundFile, created_at: CreatedAt) -> FileInfo:
+    async def _with_metadata(self, found: FoundFile) -> FileInfo:
         while True:
             identifier = found.entry.file_id
             try:
                 rows = await self._catalogs.find(found.identity, found.segment.name, [identifier])
             except ObjectNotFoundError as error:
                 await self.index.require_newer(found.loaded, time.monotonic(), error)
-                found = await self._find(found.uid, created_at)
+                found = await self._find(found.uid, found.created_at)
                 continue
             row = rows.get(identifier)
             if row is None:
