@@ -20,6 +20,7 @@ import anyio.to_thread
 from des.errors import SettingsError, StorageDeniedError, StorageError
 from des.metering import ZoneMeter, metered, request_observer
 from des.settings import Settings
+from des.storage.s3_config import discreet
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def resolve_target(target: Target, settings: Settings | None = None, *, zones: P
     try:
         address = urlsplit(text)
     except ValueError as error:
-        raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.") from error
+        raise SettingsError(f"{discreet(text)!r} is no store; give a directory or s3://bucket/prefix.") from error
+    if "@" in address.netloc:
+        raise SettingsError(f"{discreet(text)!r} has credentials in it; they come from the AWS chain.")
     if address.scheme != "s3" or not address.netloc or address.query or address.fragment:
-        raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.")
+        raise SettingsError(f"{discreet(text)!r} is no store; give a directory or s3://bucket/prefix.")
     return base.model_copy(
         update={"backend": "s3", "s3_bucket": address.netloc, "s3_prefix": address.path.strip("/")},
     )
