@@ -36,7 +36,7 @@ class Used:
         output: what it wrote to stdout.
         seconds: wall time.
         cpu_seconds: of user and system.
-        peak_mib: the most memory it held.
+        peak_mib: the most memory that its largest process held.
     """
 
     output: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,15 +24,17 @@ from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
+from des.pack.workers import forked_workers
 from des.storage.opening import SourceBuckets, open_storage, resolve_target
 from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
+    from des.pack.workers import Workers
     from des.settings import Settings
     from des.shard.codecs import CodecName
     from des.storage.protocol import Storage
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 _SIZE = TypeAdapter(ByteSize)
 _MIN_SEGMENT_BYTES = 64 << 10
 _MIN_MEMORY_BYTES = 64 << 20
+_ALLOCATIONS_A_COLLECTION = 50_000
 
 
 class SizeType(click.ParamType[int]):
@@ -147,7 +151,7 @@ class SizeType(click.ParamType[int]):
     "--dry-run", "is_dry_run", is_flag=True, help="Say what would be written and what it would cost; write nothing."
 )
 @click.option("--memory", type=SizeType(_MIN_MEMORY_BYTES), help="Bytes a run may hold. Default: DES_PACK_MEMORY.")
-@click.option("--threads", type=click.IntRange(1), help="Worker threads. Default: DES_PACK_THREADS.")
+@click.option("--threads", type=click.IntRange(1), help="Workers that read and compress. Default: DES_PACK_THREADS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 def pack_command(
@@ -205,6 +209,10 @@ def pack_command(
     report = Report(store="")
     with ExitStack() as stack:
         report.shown = sys.stderr
+        stack.enter_context(_rare_garbage_collections())
+        workers = (
+            None if is_dry_run else stack.enter_context(forked_workers(job.threads))
+        )  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
@@ -214,7 +222,7 @@ def pack_command(
             shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
             stack.callback(shown.close)
             progress = shown
-        work = _work_of(job, report, progress, is_dry_run=is_dry_run)
+        work = _work_of(job, report, progress, workers, is_dry_run=is_dry_run)
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
@@ -234,6 +242,17 @@ def pack_command(
     return EXIT_BAD_ANSWER if report.failed else EXIT_DONE
 
 
+@contextmanager
+def _rare_garbage_collections() -> Iterator[None]:
+    """Look for cycles rarely: rows are no part of any, but come and go by the million."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(_ALLOCATIONS_A_COLLECTION, *threshold[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+
+
 def _check_dry(state: Path | None, *, is_dry_run: bool) -> None:
     if state is not None and is_dry_run:
         raise click.UsageError("--dry-run writes nothing, a state file neither; leave --state away.")
@@ -250,11 +269,11 @@ def _tell_done_before(report: Report) -> None:
 
 
 def _work_of(
-    job: PackJob, report: Report, progress: Progress, *, is_dry_run: bool
+    job: PackJob, report: Report, progress: Progress, workers: Workers | None, *, is_dry_run: bool
 ) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
     if is_dry_run:
         return lambda storage, _: dry_run(storage, job, report, progress)
-    return lambda storage, buckets: pack(storage, job, report, progress, buckets)
+    return lambda storage, buckets: pack(storage, job, report, progress, buckets, workers)
 
 
 def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:
@@ -323,7 +342,11 @@ async def _run(
 
 def main() -> None:
     """Entry point of `des-pack`."""
-    run_command(pack_command)
+    gc.freeze()  # no module is garbage, and what is not looked at stays shared with the workers
+    try:
+        run_command(pack_command)
+    finally:
+        gc.freeze()  # the process is about to end, whatever is left
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Encoding batches of small files in a worker thread: read, look up, compress, hash, draft their catalog rows.
+"""Encoding batches of small files in a worker process or thread: read, look up, compress, hash, draft their catalog rows.
 
-One thread hop serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
+One hop to a worker serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
 to be told its offset.
 """
 
@@ -10,9 +10,10 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from des.pack.decisions import Candidate
+from des.pack.plan import PlannedRow
 from des.pack.sources import SourceError, read_small
 from des.shard.catalog import RowDraft, draft_row
 from des.shard.chunking import LargeEncoder
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from des.errors import Status
-    from des.pack.plan import PlannedRow
     from des.pack.remote import Fetched, RemoteLarge
 
-BATCH_FILES = 256
+BATCH_FILES = 512
 # Files are compressed together once so many bytes of them were read, so that little is held both raw and encoded.
 RUN_BYTES = 1 << 20
-# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
-BATCH_BYTES = 8 << 20
+# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file, and three times that on its way from
+# one process to another.
+BATCH_BYTES = 4 << 20
 _NOTHING_FETCHED: Mapping[int, Fetched] = MappingProxyType({})
 # What is encoded anew comes on top of its batch.
 ANEW_BYTES = 1 << 20
@@ -55,6 +56,16 @@ class EncodedRun:
     row_bytes: int
     raw_size: int
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process in columns, which takes a third of the time that rows take."""
+        return _run_of_columns, (
+            self.numbers,
+            tuple(zip(*self.drafts, strict=True)),
+            self.stored,
+            self.row_bytes,
+            self.raw_size,
+        )
+
     @classmethod
     def of(cls, numbers: Sequence[int], drafts: Sequence[RowDraft], stored: bytes) -> EncodedRun:
         """Return the run of some files."""
@@ -66,6 +77,12 @@ class EncodedRun:
         size = sum(draft.stored_size for draft in self.drafts[:count])
         first = EncodedRun.of(self.numbers[:count], self.drafts[:count], self.stored[:size])
         return first, EncodedRun.of(self.numbers[count:], self.drafts[count:], self.stored[size:])
+
+
+def _run_of_columns(
+    numbers: Sequence[int], columns: tuple[Sequence[Any], ...], stored: bytes, row_bytes: int, raw_size: int
+) -> EncodedRun:
+    return EncodedRun(numbers, list(map(RowDraft, *columns)), stored, row_bytes, raw_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,13 @@ class Base:
     find: Callable[[bytes], Entry | None] | None
     generation: int
 
+    def narrowed(self, rows: Sequence[PlannedRow]) -> Base:
+        """Return the same as far as it concerns some rows: that can be sent to another process, where a head is too large."""
+        if self.find is None:
+            return self
+        known = {row.file_id: entry for row in rows if (entry := self.find(row.file_id)) is not None}
+        return Base(known.get if known else None, self.generation)
+
 
 class _Encoders(threading.local):
     def __init__(self) -> None:
@@ -132,7 +156,7 @@ _encoders = _Encoders()
 
 def _encoder_for(compression: Compression) -> Encoder:
     """Return this thread's encoder."""
-    if _encoders.compression is not compression or _encoders.encoder is None:
+    if _encoders.compression != compression or _encoders.encoder is None:
         _encoders.encoder = Encoder(compression)
         _encoders.compression = compression
     return _encoders.encoder
@@ -230,6 +254,18 @@ def encode_batch(
     if waiting:
         items.append(_encode_run(waiting, raws, 0, base.generation, compression))
     return items, rest
+
+
+def encode_columns(
+    columns: tuple[Sequence[Any], ...], base: Base, compression: Compression, fetched: Mapping[int, Fetched]
+) -> tuple[list[Item], int]:
+    """Do as `encode_batch` for rows that came from another process: in columns, which are sent in a third of the time that rows take.
+
+    Returns:
+        The items in order, and how many rows did not fit.
+    """
+    items, rest = encode_batch(list(map(PlannedRow, *columns)) if columns else [], base, compression, fetched)
+    return items, len(rest)
 
 
 def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:

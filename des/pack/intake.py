@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import anyio.from_thread
 
 from des.errors import InvalidRequestError, SettingsError
+from des.pack.inputs import Manifests
 from des.pack.manifest import RowChecker
 from des.pack.report import Failure
+from des.pack.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,6 +66,19 @@ class SourceRoot:
         if not real.startswith(self._inside):
             raise InvalidRequestError("source_path leads out of --source-root.")
         return real
+
+
+def roots_of(inputs: Sequence[Input], source_root: Path | None) -> list[str]:
+    """Return the directories that sources must not lead out of, each with a slash at its end: `source_root`, and those that are packed as a whole.
+
+    None of the latter where manifests may name sources anywhere, theirs included.
+    """
+    if source_root is None and any(isinstance(one, Manifests) for one in inputs):
+        return []
+    directories = [one.directory for one in inputs if isinstance(one, Tree)]
+    if source_root is not None:
+        directories.append(source_root)
+    return [os.path.join(name, "") for one in directories for name in (os.path.realpath(one), str(one))]  # noqa: PTH118 - as above
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from des.storage.descriptor import Descriptor
 
 # RFC 9110 section 8.3.1: type "/" subtype, then parameters, all printable ASCII.
-_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+(\s*;[\x20-\x7e]*)?")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e]*)?")
 
 # A row of any manifest takes no more than this, and a manifest is read in pieces of that.
 MAX_ROW_BYTES = 4 << 20
 READ_BYTES = 256 << 10
+
+# The form of nearly all times, which is then known to be possible: whole seconds of UTC.
+_UTC_SECONDS = re.compile(r"T([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])Z")
 
 _DAY_MICROSECONDS = 86_400 * 1_000_000
 _EARLIEST = to_microseconds(datetime.min.replace(tzinfo=UTC))
@@ -207,6 +210,12 @@ class RowChecker:
         try:
             instant = self._dates[day] + self._times[time]
         except KeyError:
+            plain = _UTC_SECONDS.fullmatch(time)
+            if plain is not None and day in self._dates:
+                hours, minutes, seconds = plain.groups()
+                instant = (int(hours) * 3600 + int(minutes) * 60 + int(seconds)) * 1_000_000
+                _remember(self._times, time, instant)
+                return self._dates[day] + instant
             instant = _parsed(created_at)
             midnight = self._dates.get(day)
             if midnight is None:

@@ -1,6 +1,6 @@
 """Packing one shard: rows in, segments and a swapped head out.
 
-    rows → batches, encoded in worker threads, several ahead → decided and written in manifest order → segments → swap
+    rows → batches, encoded by workers, several ahead → decided and written in manifest order → segments → swap
 
 `encoding` does what belongs to a batch, `settling` decides, `attempt` writes and commits, `workshop` is what all shards share. Rules:
 

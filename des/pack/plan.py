@@ -6,11 +6,14 @@ Beside the rows it has those that are bad, notes about the run, and which shards
 
 from __future__ import annotations
 
+import heapq
 import json
 import sqlite3
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple, Self
+
+import orjson
 
 from des.pack.manifest import BadRow
 from des.routing import MAX_N_BITS, file_id
@@ -22,37 +25,28 @@ if TYPE_CHECKING:
 
     from des.pack.manifest import ManifestRow
 
+# Rows lie in chunks, each of one shard and in manifest order: JSON columns, the uids apart because repeated ones are looked for on their own.
 _SCHEMA = (
-    """CREATE TABLE rows (
-        number INTEGER PRIMARY KEY, shard INTEGER, uid TEXT, created_at INTEGER, source TEXT, size INTEGER, content_type TEXT, metadata BLOB
-    )""",
+    "CREATE TABLE chunks (shard INTEGER, first INTEGER, last INTEGER, count INTEGER, size INTEGER, uids BLOB, others BLOB)",
     "CREATE TABLE bad (number INTEGER PRIMARY KEY, row TEXT)",
     "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB)",
     "CREATE TABLE done (shard INTEGER PRIMARY KEY, lineage BLOB, generation INTEGER, segments BLOB)",
 )
-_INSERT = "INSERT INTO rows VALUES (?,?,?,?,?,?,?,?)"
-# Many rows a statement take half the time of a statement a row.
-_ROWS_AT_ONCE = 200
-_INSERT_MANY = _INSERT + ",(?,?,?,?,?,?,?,?)" * (_ROWS_AT_ONCE - 1)
+_INSERT = "INSERT INTO chunks VALUES (?,?,?,?,?,?,?)"
 PAGE_BYTES = 16 << 10
 _INDEX_MASK = (1 << MAX_N_BITS) - 1
 # Holds all it takes to count the shards.
-_BY_SHARD = "CREATE INDEX rows_by_shard ON rows (shard, number, size)"
-_SHARDS = "SELECT shard, COUNT(*), COALESCE(SUM(size), 0) FROM rows GROUP BY shard ORDER BY shard"
-# Golden-ratio hashing of the row numbers (Knuth, TAOCP vol. 3, 6.4): spread evenly over the run, and in an order that has nothing to do with the rows.
-_DRAWN = "SELECT number FROM rows ORDER BY ((number & 0x7fffffff) * 2654435761) & 0xffffffff, number LIMIT ?"
-_COLUMNS = "number, uid, created_at, source, size, content_type, metadata"
-# One sort of all rows answers for all shards; asking each for itself takes longer, and hardly any run has such rows.
-_HAS_REPEATED = "SELECT EXISTS (SELECT 1 FROM rows GROUP BY shard, uid HAVING COUNT(*) > 1)"
-_REPEATED = """
-SELECT number, nth FROM (
-    SELECT number, ROW_NUMBER() OVER (PARTITION BY uid ORDER BY number) AS nth FROM rows WHERE shard = ?
-) WHERE nth > 1 ORDER BY nth, number
-"""
-
-
-# The rows of a shard lie all over the file.
+_BY_SHARD = "CREATE INDEX chunks_by_shard ON chunks (shard, first, last, count, size)"
+_SHARDS = "SELECT shard, SUM(count), SUM(size) FROM chunks GROUP BY shard ORDER BY shard"
+_OF_SHARD = "SELECT first, uids, others FROM chunks WHERE shard = ? AND last > ? AND first <= ? ORDER BY first"
 _CACHE_KIB = 32 << 10
+_MAX_NUMBER = (1 << 63) - 1
+# A chunk is written when it has so many rows, and all of them when what waits takes so much memory: by a row's strings, and so much for the rest of it.
+_CHUNK_ROWS = 1024
+_WAITING_BYTES = 4 << 20
+_ROW_BYTES = 300
+# Repeated uids are looked for among so many at a time, which bounds the memory of a huge shard.
+_UIDS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class PlannedShard:
 
 
 class PlannedRow(NamedTuple):
-    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970.
+    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970; `root` is the directory that its source must not lead out of.
 
     A named tuple because one is made of every row, and a frozen dataclass takes five times as long.
     """
@@ -79,6 +73,7 @@ class PlannedRow(NamedTuple):
     size_bytes: int | None
     content_type: str | None
     metadata: bytes
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +86,20 @@ class Done:
 
 
 class Plan:
-    """The plan of one run. One thread at a time."""
+    """The plan of one run. One thread at a time.
+
+    Attributes:
+        roots: directories, each with a slash at its end, out of which the sources that lie below them must not lead.
+    """
 
     def __init__(self, connection: sqlite3.Connection | None = None) -> None:
         """Make an empty plan in a temporary file, or take the one of a database, which is made empty there if there is none; `with` closes it."""
         # An empty name is a temporary database on disk that goes with its connection (sqlite.org/inmemorydb.html).
         self._connection = connection or sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._has_repeated: bool | None = None
+        self.roots: Sequence[str] = ()
+        self._waiting: dict[int, list[ManifestRow]] = {}
+        self._waiting_bytes = 0
         if connection is None:
             self._connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             self._connection.execute("PRAGMA journal_mode = OFF")
@@ -124,12 +125,27 @@ class Plan:
         self._connection.close()
 
     def add(self, rows: Sequence[ManifestRow]) -> None:
-        """Add rows."""
-        whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-        for start in range(0, whole, _ROWS_AT_ONCE):
-            values = list(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE]))
-            self._connection.execute(_INSERT_MANY, values)
-        self._connection.executemany(_INSERT, rows[whole:])
+        """Add rows, whose numbers rise."""
+        waiting = self._waiting
+        for row in rows:
+            shard = row[1]
+            if shard in waiting:
+                waiting[shard].append(row)
+            else:
+                waiting[shard] = [row]
+        self._waiting_bytes += sum([len(row[2]) + len(row[4]) + len(row[7]) + _ROW_BYTES for row in rows])
+        if self._waiting_bytes > _WAITING_BYTES:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write the rows that wait in chunks."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        chunks = (
+            _chunk(waiting[shard][start : start + _CHUNK_ROWS])
+            for shard in sorted(waiting)
+            for start in range(0, len(waiting[shard]), _CHUNK_ROWS)
+        )
+        self._connection.executemany(_INSERT, chunks)
 
     def add_bad(self, rows: Sequence[BadRow]) -> None:
         """Add rows that cannot be packed."""
@@ -142,7 +158,8 @@ class Plan:
             yield BadRow(*json.loads(row))
 
     def finish(self) -> list[PlannedShard]:
-        """Index the rows; return the shards in order."""
+        """Index the rows, once all are there; return the shards in order."""
+        self._write_waiting()
         self._connection.execute(_BY_SHARD)
         return self.shards()
 
@@ -161,13 +178,29 @@ class Plan:
 
     def rows(self, shard: PlannedShard, after: int, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
-        query = f"SELECT {_COLUMNS} FROM rows WHERE shard = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608 - constants
-        return [_planned(*row) for row in self._connection.execute(query, (_number_of(shard), after, limit))]
+        found: list[PlannedRow] = []
+        for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), after, _MAX_NUMBER)):
+            rows = self._rows_of(uids, others)
+            found += [row for row in rows if row.number > after] if first <= after else rows
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
-    def rows_by_number(self, numbers: Sequence[int]) -> list[PlannedRow]:
-        """Return some rows by their numbers, in that order."""
-        query = f"SELECT {_COLUMNS} FROM rows WHERE number = ?"  # noqa: S608 - constants
-        return [_planned(*self._connection.execute(query, (number,)).fetchone()) for number in numbers]
+    def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> list[PlannedRow]:
+        """Return some rows of a shard by their numbers, which rise."""
+        wanted = frozenset(numbers)
+        chunks = (
+            self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
+        )
+        return [row for _, uids, others in chunks for row in self._rows_of(uids, others) if row.number in wanted]
+
+    def _rows_of(self, uids: bytes, others: bytes) -> list[PlannedRow]:
+        """Return the rows of a chunk, each with the root that it lies in."""
+        rows = _rows_of(uids, others)
+        return [row._replace(root=self._root_of(row.source_path)) for row in rows] if self.roots else rows
+
+    def _root_of(self, source_path: str) -> str | None:
+        return next((root for root in self.roots if source_path.startswith(root)), None)
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
 
@@ -197,17 +230,83 @@ class Plan:
 
     # ---- rows ---------------------------------------------------------------------------------------------------------------
 
-    def drawn(self, limit: int) -> list[int]:
-        """Return the numbers of up to `limit` rows from all over the run, the same ones each time."""
-        return [number for (number,) in self._connection.execute(_DRAWN, (limit,))]
+    def drawn(self, limit: int) -> list[PlannedRow]:
+        """Return up to `limit` rows from all over the run, the same ones each time."""
+        chunks = self._connection.execute("SELECT uids, others FROM chunks")
+        rows = chain.from_iterable(self._rows_of(uids, others) for uids, others in chunks)
+        return heapq.nsmallest(limit, rows, key=_draw)
 
     def repeated(self, shard: PlannedShard) -> list[tuple[int, int]]:
         """Return the rows of a shard whose file stood in the manifest before: (row number, its how-manieth time), by the latter."""
-        if self._has_repeated is None:
-            self._has_repeated = bool(self._connection.execute(_HAS_REPEATED).fetchone()[0])
-        if not self._has_repeated:
-            return []
-        return list(self._connection.execute(_REPEATED, (_number_of(shard),)))
+        parts = 1 + shard.rows // _UIDS_AT_ONCE
+        found = [one for part in range(parts) for one in self._repeated(shard, part, parts)]
+        return sorted(found, key=lambda one: (one[1], one[0]))
+
+    def _repeated(self, shard: PlannedShard, part: int, parts: int) -> Iterator[tuple[int, int]]:
+        """Look among the uids whose hashes are `part` modulo `parts`."""
+        query = "SELECT uids FROM chunks WHERE shard = ? ORDER BY first"
+        seen: set[int] = set()
+        count = 0
+        for (uids,) in self._connection.execute(query, (_number_of(shard),)):
+            hashes = [hashed for hashed in map(hash, orjson.loads(uids)) if hashed % parts == part]
+            seen.update(hashes)
+            count += len(hashes)
+        if len(seen) == count:
+            return
+        del seen
+        turns: dict[str, int] = {}
+        for _, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), -1, _MAX_NUMBER)):
+            for number, uid in zip(orjson.loads(others)[0], orjson.loads(uids), strict=True):
+                if hash(uid) % parts == part:
+                    turns[uid] = nth = turns.get(uid, 0) + 1
+                    if nth > 1:
+                        yield number, nth
+
+
+def _draw(row: PlannedRow) -> tuple[int, int]:
+    """Return where a row stands when rows are drawn.
+
+    Golden-ratio hashing of the numbers (Knuth, TAOCP vol. 3, 6.4): spread evenly over the run, and in an order that has nothing to do with the rows.
+    """
+    return (row.number & 0x7FFF_FFFF) * 2_654_435_761 & 0xFFFF_FFFF, row.number
+
+
+def _chunk(rows: Sequence[ManifestRow]) -> tuple[int, int, int, int, int, bytes, bytes]:
+    """Return some rows of a shard as the plan has them."""
+    numbers, shards, uids, times, sources, sizes, types, metadata = zip(*rows, strict=True)
+    size = sum([size for size in sizes if size])
+    texts = [one.decode() for one in metadata] if any(metadata) else None
+    others = orjson.dumps(
+        (
+            numbers,
+            times,
+            sources,
+            sizes if any(one is not None for one in sizes) else None,
+            types if any(types) else None,
+            texts,
+        )
+    )
+    return shards[0], numbers[0], numbers[-1], len(rows), size, orjson.dumps(uids), others
+
+
+def _rows_of(uids: bytes, others: bytes) -> list[PlannedRow]:
+    """Return the rows of a chunk."""
+    names = orjson.loads(uids)
+    numbers, times, sources, sizes, types, metadata = orjson.loads(others)
+    encoded = repeat(b"") if metadata is None else map(str.encode, metadata)
+    return list(
+        map(
+            PlannedRow,
+            numbers,
+            map(file_id, names),
+            names,
+            times,
+            sources,
+            sizes or repeat(None),
+            types or repeat(None),
+            encoded,
+        )
+    )
 
 
 def _encoded(row: BadRow) -> str:
@@ -220,15 +319,3 @@ def _encoded(row: BadRow) -> str:
 
 def _number_of(shard: PlannedShard) -> int:
     return (int(shard.day) << MAX_N_BITS) + shard.shard_index
-
-
-def _planned(
-    number: int,
-    uid: str,
-    created_at: int,
-    source_path: str,
-    size_bytes: int | None,
-    content_type: str | None,
-    metadata: bytes,
-) -> PlannedRow:
-    return PlannedRow(number, file_id(uid), uid, created_at, source_path, size_bytes, content_type, metadata)

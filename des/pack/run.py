@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
-from des.pack.intake import Intake, report_intake
+from des.pack.intake import Intake, report_intake, roots_of
 from des.pack.packer import pack_shard
 from des.pack.plan import Done, Plan, PlannedShard
 from des.pack.remote import RemoteSources
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from des.pack.inputs import Input
     from des.pack.partition import Partition
     from des.pack.report import Origin, Report
+    from des.pack.workers import Workers
     from des.shard.codecs import Compression
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
@@ -71,7 +72,7 @@ class PackJob:
         n_bits: for a new store, or None; must be the store's own otherwise.
         max_segment_bytes: segments are closed before they grow past this.
         memory: bytes the run may take for what it holds.
-        threads: worker threads for reading and compressing.
+        threads: workers for reading and compressing, where there are no processes for it.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
         partition: the share of the shards to pack; None: all of them.
         finds_dictionary: whether to look for a dictionary that pays; `compression` has none then.
@@ -107,7 +108,12 @@ class Progress:
 
 
 async def pack(
-    storage: Storage, job: PackJob, report: Report, progress: Progress, buckets: SourceBuckets | None = None
+    storage: Storage,
+    job: PackJob,
+    report: Report,
+    progress: Progress,
+    buckets: SourceBuckets | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
 
@@ -117,6 +123,7 @@ async def pack(
         report: takes what became of each file.
         progress: is told where the run stands.
         buckets: for sources on S3; None: rows that name one fail.
+        workers: processes that encode; None: `job.threads` threads of this one do.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -143,7 +150,7 @@ async def pack(
                 remote = RemoteSources(buckets, job.memory // 8)
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
-                unsettled = await _pack_shards(storage, job, plan, compression, work, report, progress, remote)
+                unsettled = await _pack_shards(storage, job, plan, compression, work, report, progress, remote, workers)
         report.is_complete = True
         if unsettled is not None:
             raise unsettled
@@ -177,6 +184,7 @@ def _planned(
     planned: Callable[[int], None],
 ) -> list[PlannedShard]:
     """Fill the plan, or take it as an earlier run left it; return its shards. Runs in a worker thread."""
+    plan.roots = roots_of(job.inputs, job.source_root)
     intake = Intake(descriptor, job.partition, job.source_root)
     if job.state is None:
         return intake.fill(plan, job.inputs, spool, report, planned)
@@ -258,6 +266,7 @@ async def _pack_shards(
     report: Report,
     progress: Progress,
     remote: RemoteSources,
+    workers: Workers | None,
 ) -> NotSettledError | None:
     """Pack all shards; return why files failed that are committed, if any did."""
     options = Options(
@@ -274,6 +283,7 @@ async def _pack_shards(
         threads=job.threads,
         batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
         advance=progress.advance,
+        workers=workers,
     )
 
     reporting = anyio.CapacityLimiter(1)

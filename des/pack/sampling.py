@@ -82,8 +82,7 @@ async def _sample(plan: Plan, remote: RemoteSources) -> Sample:
     contents: list[bytes] = []
     looked_at = 0
     for start in range(0, len(drawn), _BATCH_ROWS):
-        numbers = drawn[start : start + _BATCH_ROWS]
-        rows: Sequence[PlannedRow] = await anyio.to_thread.run_sync(plan.rows_by_number, numbers)
+        rows: Sequence[PlannedRow] = drawn[start : start + _BATCH_ROWS]
         looked_at += len(rows)
         rows = [row for row in rows if (row.size_bytes or 0) <= MAX_SAMPLED_BYTES and is_worth_trying(row)]
         while rows:

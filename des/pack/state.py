@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from des.storage.descriptor import Descriptor
     from des.storage.protocol import Storage
 
-# "DESp": what SQLite keeps of whose database it is (sqlite.org/fileformat.html, section 1.2.15).
-_APPLICATION_ID = 0x44455370
+# "DESq": what SQLite keeps of whose database it is (sqlite.org/fileformat.html, section 1.2.15).
+_APPLICATION_ID = 0x44455371
 _DIGEST, _STORE, _ADDRESS = "digest", "store", "address"
 _DICTIONARY, _DICTIONARY_USE = "dictionary", "dictionary use"
 

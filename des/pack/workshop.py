@@ -1,11 +1,11 @@
-"""What the shards of a run share: the storage, the plan, the settings, and the limits on threads and memory."""
+"""What the shards of a run share: the storage, the plan, the settings, the workers, and the limits on threads and memory."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import anyio.to_thread
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from des.pack.encoding import Large
     from des.pack.plan import Plan, PlannedRow, PlannedShard
     from des.pack.remote import RemoteSources
+    from des.pack.workers import Workers
     from des.shard.codecs import Compression
     from des.storage.protocol import Storage
 
@@ -27,6 +28,7 @@ _TAILS_BYTES = 8 << 20
 # Batches whose rows the plan is asked for at once: asking takes longer than reading them.
 _PAGE_BATCHES = 4
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -56,7 +58,7 @@ class Workshop:
         options: how to pack.
         remote: the sources on S3.
         tails: of the segments whose catalogs are read.
-        threads: limits the worker threads that encode.
+        threads: limits the threads that do CPU work.
         batches: limits the batches held in memory.
         ahead: how many batches of one shard may be under way.
         advance: told how many files were dealt with.
@@ -72,8 +74,9 @@ class Workshop:
         threads: int,
         batches: int,
         advance: Callable[[int], None],
+        workers: Workers | None = None,
     ) -> None:
-        """Set up for `threads` worker threads and `batches` batches in memory."""
+        """Set up for `threads` threads, or as many processes, and `batches` batches in memory."""
         self.advance = advance
         self.storage = storage
         self.plan = plan
@@ -83,6 +86,8 @@ class Workshop:
         self.threads = anyio.CapacityLimiter(threads)
         self.batches = anyio.Semaphore(batches)
         self.ahead = threads + 1
+        self._workers = workers
+        self._worker_turn = anyio.CapacityLimiter(workers.count) if workers else self.threads
         self._plan_turn = anyio.CapacityLimiter(1)
 
     async def ask_plan(self, question: Callable[[], Result]) -> Result:
@@ -90,8 +95,15 @@ class Workshop:
         return await anyio.to_thread.run_sync(question, limiter=self._plan_turn)
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Do CPU work in one of the run's worker threads."""
+        """Do CPU work in one of the run's threads."""
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
+
+    async def in_worker(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Encode in one of the run's worker processes, or in a thread where it has none; see `Workers.call`."""
+        call = partial(work if self._workers is None else partial(self._workers.call, work), *args, **kwargs)
+        return await anyio.to_thread.run_sync(call, limiter=self._worker_turn)
 
     def read_large(self, item: Large) -> AsyncGenerator[bytes, None]:
         """Read a large source, wherever it is; see `sources.read_large`."""
@@ -122,7 +134,7 @@ class Round:
         if self.numbers is None:
             return plan.rows(self.shard, after, _PAGE_BATCHES * BATCH_FILES)
         start = bisect_right(self.numbers, after)
-        return plan.rows_by_number(self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
+        return plan.rows_by_number(self.shard, self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
 
 
 class SlottedBatches:
