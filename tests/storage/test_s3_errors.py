@@ -356,7 +356,7 @@ async def test_ca_bundle_that_cannot_be_loaded(
         ({"bucket": ""}, "set DES_S3_BUCKET"),
         ({"bucket": "a/b"}, "'a/b' is no bucket"),
         ({"endpoint_url": "minio:9000"}, "write it as https://host:port"),
-        ({"endpoint_url": "http://minio:9000/?x=1"}, "without query"),
+        ({"endpoint_url": "http://minio:9000/?x=1"}, "query and fragment"),
         ({"sse_kms_key_id": "k"}, "DES_S3_SSE must be aws:kms"),
     ],
 )

@@ -109,7 +109,7 @@ async def local(base_dir: Path) -> AsyncIterator[LocalStorage]:
 def flights(store: Store) -> int:
     """Return how many keys are in flight in any of the store's tables."""
     gc.collect()
-    owners = (store, store.index, store._catalogs)
+    owners = (store.index, store._prerequisites, store._catalogs)
     tables = [table for owner in owners for table in vars(owner).values() if isinstance(table, SingleFlight)]
     assert len(tables) == 7
     return sum(len(table) for table in tables)

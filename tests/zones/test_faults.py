@@ -15,6 +15,7 @@ from contextlib import ExitStack, asynccontextmanager
 from itertools import product
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from des import open_store
@@ -166,3 +167,23 @@ async def test_right_bytes_of_many_files(
     seaweedfs: S3Server, s3_credentials: None, large_sample: Sample, tmp_path: Path, harm: dict[int, str]
 ) -> None:
     await read_under_harm(seaweedfs, large_sample, tmp_path, harm)
+
+
+async def test_a_place_that_is_down_is_left_alone_until_it_is_back(
+    seaweedfs: S3Server, s3_credentials: None, sample: Sample, tmp_path: Path
+) -> None:
+    def primary_is_well(store: Store) -> bool:
+        return next(state.is_well for state in store.storage.states() if state.is_primary)
+
+    async with proxies(seaweedfs) as ways:
+        endpoints = [way.endpoint for way in ways]
+        path = zones_file(tmp_path / "zones.json", sample.buckets, endpoints, place_timeout=PLACE_TIMEOUT)
+        async with reader(path) as store:
+            assert primary_is_well(store)
+            with ways[0].fault(Down(), times=None) as down, anyio.fail_after(DEADLINE):
+                while primary_is_well(store):
+                    await read_all(store, sample, one_in=7)
+            assert down.fired
+            with anyio.fail_after(DEADLINE):
+                while not primary_is_well(store):
+                    await read_all(store, sample, one_in=7)
