@@ -11,7 +11,7 @@ answer where one copy is good, and answers late where none is.
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -63,28 +63,30 @@ def do_harm(stack: ExitStack, proxy: FaultProxy, kind: str, earlier: str) -> Fau
     return stack.enter_context(proxy.fault(effects[kind], times=None))
 
 
+@contextmanager
+def made_sample(server: S3Server, directory: Path, count: int) -> Iterator[Sample]:
+    """Make a store of so many files, for as long as the context lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        made = make_sample(server, directory, count)
+    yield made
+    for bucket in (*made.buckets, *made.earlier):
+        server.drop_bucket(bucket)
+
+
 @pytest.fixture(scope="module")
 def sample(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """A store of 100 files."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweedfs.environment.items():
-            patch.setenv(name, value)
-        made = make_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 100)
-    yield made
-    for bucket in (*made.buckets, *made.earlier):
-        seaweedfs.drop_bucket(bucket)
+    with made_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 100) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def large_sample(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """A store of 5,000 files."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweedfs.environment.items():
-            patch.setenv(name, value)
-        made = make_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 5000)
-    yield made
-    for bucket in (*made.buckets, *made.earlier):
-        seaweedfs.drop_bucket(bucket)
+    with made_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 5000) as made:
+        yield made
 
 
 @asynccontextmanager
