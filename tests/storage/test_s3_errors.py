@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import importlib
 import pkgutil
@@ -197,11 +198,13 @@ async def every_verb(storage: S3Storage) -> list[DESError]:
         lambda: storage.delete(KEY),
         storage.check_access,
     ]
-    errors: list[DESError] = []
-    for verb in verbs:
+
+    async def error_of(verb: Callable[[], Awaitable[object]]) -> DESError:
         with pytest.raises(DESError) as caught:
             await verb()
-        errors.append(caught.value)
+        return caught.value
+
+    errors = await asyncio.gather(*map(error_of, verbs))
     await storage.aclose()
     return errors
 
