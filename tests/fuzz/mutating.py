@@ -152,7 +152,8 @@ def _lie_in_page(parts: Parts, mutator: Mutator) -> None:
         stored, first, items = raw, raw[:16], len(raw) // ENTRY_BYTES
     else:
         try:
-            raw = zstandard.decompress(page, max_output_size=_MOST_RAW)
+            # Of a frame that lies about its size, too, no more than this is taken.
+            raw = zstandard.ZstdDecompressor(max_window_size=_MOST_RAW).stream_reader(page).read(_MOST_RAW)
         except zstandard.ZstdError:
             raw = page
         raw = _changed_records(raw, list(row_starts(raw)), _ROW_FIELDS, mutator)
