@@ -210,9 +210,7 @@ def pack_command(
     with ExitStack() as stack:
         report.shown = sys.stderr
         stack.enter_context(_rare_garbage_collections())
-        workers = (
-            None if is_dry_run else stack.enter_context(forked_workers(job.threads))
-        )  # before anything has threads
+        workers = stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
@@ -272,7 +270,7 @@ def _work_of(
     job: PackJob, report: Report, progress: Progress, workers: Workers | None, *, is_dry_run: bool
 ) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
     if is_dry_run:
-        return lambda storage, _: dry_run(storage, job, report, progress)
+        return lambda storage, _: dry_run(storage, job, report, progress, workers)
     return lambda storage, buckets: pack(storage, job, report, progress, buckets, workers)
 
 
