@@ -7,9 +7,11 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+FUZZ := $(VENV)/.fuzz
+MINUTES ?= 30
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
-.PHONY: help demo test soak trust check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean
+.PHONY: help demo test soak trust fuzz check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean
 
 help: ## Print the verbs
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +29,10 @@ $(BENCH): $(DEV)
 	$(PIP) -e '.[bench]'
 	@touch $@
 
+$(FUZZ): $(DEV)
+	$(PIP) -e '.[fuzz]'
+	@touch $@
+
 demo: $(RUNTIME) ## Pack real files, get one back by CLI and HTTP, compare
 	@$(BIN)/python deploy/demo.py
 
@@ -36,8 +42,11 @@ test: $(DEV) ## Run the whole test suite
 soak: $(DEV) ## Run the long forms of the tests (bounded: half an hour)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m soak --timeout 1800
 
-trust: $(DEV) ## Inject every fault, break rules on purpose; TRUST_SCALE=1 takes about 20 minutes, 0.1 about 3
+trust: $(FUZZ) ## Inject every fault, break rules on purpose; TRUST_SCALE=1 takes about 20 minutes, 0.1 about 3
 	$(BIN)/python -m tests.trust
+
+fuzz: $(FUZZ) ## Fuzz all that reads what it cannot trust, for MINUTES=30
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 check: $(DEV) ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -83,4 +92,4 @@ serve: $(RUNTIME) ## Serve the store of DES_BASE_DIR on DES_HTTP_HOST:DES_HTTP_P
 	$(BIN)/des serve
 
 clean: ## Remove what the verbs above made
-	rm -rf $(VENV) trust.json build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis data benchmarks/results
+	rm -rf $(VENV) .fuzz trust.json build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis data benchmarks/results

@@ -27,10 +27,11 @@ from des.routing import file_id, shard_index
 from des.shard.codecs import Compression, Encoder, decode
 from des.shard.layout import Identity, checksum32
 from des.shard.merging import Addition, merge
-from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_payload
+from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash
 from des.storage.descriptor import ensure_descriptor
 from des.storage.local import LocalStorage
 from des.storage.testing import RecordingStorage
+from tests.payloads import encode_payload
 
 if TYPE_CHECKING:
     from des.pack.commit import Change
@@ -74,8 +75,7 @@ async def pack_hour(
     payloads = []
     for uid in uids:
         content = source.randbytes(2 << 10) + uid.encode() * 100
-        stored, checksum, codec = encode_payload(encoder, content)
-        payload = Payload(content_hash(content), checksum, codec, len(stored), len(content))
+        stored, payload = encode_payload(encoder, content)
         writer.add(FileRecord(file_id(uid), uid, NOON, "text/plain", b""), payload)
         payloads.append((stored, payload))
     pieces, summary = writer.finish()

@@ -29,13 +29,14 @@ from des.shard.layout import ENTRY, ENTRY_BYTES, TAIL_READ_BYTES, Codec, Entry, 
 from des.shard.merging import Addition, merge
 from des.shard.reading import Head, PageRef, find_entry, parse_tail
 from des.shard.tables import HeadTables, SegmentRef
-from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_head, encode_payload
+from des.shard.writing import FileRecord, SegmentWriter, encode_head
 from des.storage.descriptor import DESCRIPTOR_KEY, Descriptor
 from des.storage.local import LocalStorage
 from des.storage.protocol import Overwrite
 from des.storage.testing import RecordingStorage
 from des.store import Store
 from des.tasks import open_tasks
+from tests.payloads import encode_payload
 
 DAY = "20240131"
 CREATED_AT = "2024-01-31"
@@ -81,9 +82,8 @@ def pack_some(identity: Identity, uids: list[str], source: random.Random) -> tup
     pieces, contents = [writer.opening], {}
     for uid in uids:
         contents[uid] = source.randbytes(2 * KIB) + uid.encode() * 200
-        stored, checksum, codec = encode_payload(encoder, contents[uid])
+        stored, payload = encode_payload(encoder, contents[uid])
         pieces.append(stored)
-        payload = Payload(content_hash(contents[uid]), checksum, codec, len(stored), len(contents[uid]))
         writer.add(FileRecord(file_id(uid), uid, 1_706_659_200_000_000, "text/plain", b""), payload)
     rest, summary = writer.finish()
     return b"".join([*pieces, *rest]), Addition(source.randbytes(16), summary), contents

@@ -33,11 +33,11 @@ VERSIONS = ("1.30.0", "1.37.0")
 DIRECTORY = Path("deploy/kubernetes")
 OBSERVABILITY = Path("deploy/observability")
 
-# Components, and the overlays they go with.
+# Components, and the overlays they go with; in their order, because one sees only what those before it brought.
 COMPONENTS = {
     "monitoring": ("local", "s3"),
-    "job-metrics": ("local", "s3"),
     "zones": ("s3",),
+    "job-metrics": ("local", "s3"),
 }
 
 # How long a worker's watchdog waits beyond DES_HTTP_DRAIN, see des/http/worker.py; rounded up.

@@ -20,8 +20,8 @@ RULES = DIRECTORY / "rules/des.rules.yml"
 DASHBOARD = DIRECTORY / "grafana/dashboards/des.json"
 README = Path("README.md")
 
-# What Prometheus itself knows, and rules may ask for.
-FOREIGN = frozenset({"up"})
+# What Prometheus itself and the node exporter's textfile collector expose, and rules may ask for.
+FOREIGN = frozenset({"up", "node_textfile_mtime_seconds", "node_textfile_scrape_error"})
 
 _HOW = "`make deploy-check` takes it from Debian's package prometheus; elsewhere install Prometheus and put promtool on PATH"
 _SERIES = ("", "_bucket", "_count", "_sum")
@@ -34,7 +34,7 @@ def promtool(root: Path) -> None:
     command = tool("promtool", _HOW)
     run(command, "check", "config", DIRECTORY / "prometheus.yml", cwd=root)
     run(command, "check", "rules", "--lint=all", "--lint-fatal", RULES, cwd=root)
-    run(command, "test", "rules", DIRECTORY / "rules/des.rules.test.yml", cwd=root)
+    run(command, "test", "rules", *sorted((root / DIRECTORY / "rules").glob("*.test.yml")), cwd=root)
 
 
 def rule_list(root: Path) -> list[dict[str, Any]]:

@@ -18,10 +18,13 @@ trap 'rm -rf "$scratch"' EXIT
 chmod 755 "$scratch"
 cd "$scratch"
 # A fresh machine has no lists yet.
-apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update && apt-get -qq download prometheus; } || {
-    echo "promtool is missing, and Debian's package prometheus could not be downloaded: install it by hand." >&2
+# A network that swallows everything must not hold the checks up for minutes.
+patient() { apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=10 -o Acquire::https::Timeout=10 "$@"; }
+patient download prometheus 2>/dev/null || { patient update && patient download prometheus; } || {
+    echo "promtool is missing, and Debian's package prometheus could not be downloaded: install Prometheus and put promtool and prometheus on PATH." >&2
     exit 1
 }
 dpkg-deb --extract prometheus_*.deb .
 cd - >/dev/null
-cp "$scratch/usr/bin/promtool" "$scratch/usr/bin/prometheus" "$target"
+# Promtool last: make takes it for the sign that both are there.
+cp "$scratch/usr/bin/prometheus" "$scratch/usr/bin/promtool" "$target"

@@ -14,6 +14,7 @@ DES_LOG_LEVEL=debug.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -32,6 +33,7 @@ EXIT_INTERRUPTED = 130
 EXIT_OUTPUT_CLOSED = 141
 EXIT_STATUSES = (0, 1, 2, 3, EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED)
 
+_LAST_OF_BMP = 0xFFFF  # what one escape of JSON can say
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,17 @@ def status_of(command: click.Command, arguments: Sequence[str] | None = None) ->
 def visible(text: str) -> str:
     """Return text in one line, with everything that would act on a terminal, or not show there, written as an escape."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def visible_json(text: str) -> str:
+    """Return JSON in one line in which all that `visible` would escape is escaped as JSON has it, which leaves it the same value."""
+    return text if text.isprintable() else "".join(map(_json_character, text))
+
+
+def _json_character(one: str) -> str:
+    if one.isprintable():
+        return one
+    return f"\\u{ord(one):04x}" if ord(one) <= _LAST_OF_BMP else json.dumps(one)[1:-1]
 
 
 def say(sentence: str) -> None:

@@ -1,5 +1,6 @@
 """The log of a process: one line a record on stderr, as text for people or as JSON for machines.
 
+What a client, a store or a server says stands in it as it is, less what would act on a terminal or begin another line: that is escaped.
 A record that carries `fields` (an access log's do) becomes these fields in JSON, and its own message as text.
 """
 
@@ -11,12 +12,19 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from des.console import visible, visible_json
+
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from des.settings import Settings
 
+    ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 # Libraries whose notes are for whoever debugs them.
-_TALKATIVE = ("aiobotocore", "botocore", "asyncio")
+_TALKATIVE = ("asyncio",)
+# Libraries whose notes have signatures and session tokens in them, and so are for nobody.
+_INDISCREET = ("aiobotocore", "botocore")
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
@@ -36,7 +44,19 @@ class JsonFormatter(logging.Formatter):
         entry.update(fields if isinstance(fields, dict) else {"message": record.getMessage()})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return _ENCODER.encode(entry)
+        return visible_json(_ENCODER.encode(entry))
+
+
+class TextFormatter(logging.Formatter):
+    """A line a record; only a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's own name
+        """Write a record's line."""
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - as above
+        """Write a traceback."""
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
 
 
 def configure_logging(settings: Settings) -> None:
@@ -48,11 +68,10 @@ def configure_logging(settings: Settings) -> None:
     as_text = settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s") if as_text else JsonFormatter()
+        TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s") if as_text else JsonFormatter()
     )
     # What no line of ours shows, and every record would pay for (Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    if settings.log_level != "debug":
-        for library in _TALKATIVE:
-            logging.getLogger(library).setLevel(logging.WARNING)
+    for library in (*_INDISCREET, *(_TALKATIVE if settings.log_level != "debug" else ())):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The instruments, declared once, and the storage wrapper that feeds them.
+"""The instruments, declared once, and the functions that count; `des.metering` measures storages and caches with them.
 
 Rules:
 
@@ -8,8 +8,7 @@ Rules:
 3. One name, one owner: whoever counts calls a function of this module; the name of the instrument stands only here.
 4. Several worker processes count into files of prometheus-client's multiprocess mode, so that one scrape sees all of them.
    That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
-5. Storage is metered below the retries, so that every attempt counts.
-6. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
+5. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
    and handed to the instruments `GATHER_SECONDS` later, so that a busy service pays once for many requests. A scrape may lack what
    other workers counted since; its own worker settles first.
 """
@@ -18,24 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Final, Literal, Protocol
-
-from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
-from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
 
     from des.errors import Status
-    from des.storage.protocol import ObjectInfo, Purpose, Storage
-    from des.storage.zone_observer import HedgeOutcome, MendStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -177,9 +170,7 @@ class _Registry:
     def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
         if not self._counts:
             return
-        self.add_to((instrument.name, labels), amount)
-
-    def add_to(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
+        key = (instrument.name, labels)
         if self._loop is None or self._thread != get_ident():
             self._count(key, amount)
             return
@@ -229,8 +220,6 @@ class _Registry:
 
 
 _registry = _Registry()
-_IN_FLIGHT_KEY: Final = (IN_FLIGHT.name, ())
-_BYTES_OUT_KEY: Final = (BYTES_OUT.name, ())
 
 
 def activate() -> None:
@@ -238,9 +227,14 @@ def activate() -> None:
     _registry.activate()
 
 
+def is_active() -> bool:
+    """Tell whether anybody counts."""
+    return _registry.is_active
+
+
 @contextmanager
 def gathering() -> Iterator[None]:
-    """Count in the running event loop with less effort, see rule 6, until the context ends."""
+    """Count in the running event loop with less effort, see rule 5, until the context ends."""
     with _registry.gathering():
         yield
 
@@ -317,8 +311,7 @@ def retrieval_done(backend: str, status: Status, seconds: float) -> None:
 
 def requests_in_flight(change: int) -> None:
     """Count HTTP requests in (1) and out (-1)."""
-    if _registry.is_active:
-        _registry.add_to(_IN_FLIGHT_KEY, change)
+    _registry.add(IN_FLIGHT, change)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:
@@ -328,8 +321,7 @@ def request_shed(limit: Literal["requests", "bytes"]) -> None:
 
 def bytes_out(count: int) -> None:
     """Count bytes of an HTTP body."""
-    if _registry.is_active:
-        _registry.add_to(_BYTES_OUT_KEY, count)
+    _registry.add(BYTES_OUT, count)
 
 
 def serving(version: str) -> None:
@@ -373,173 +365,53 @@ def maintenance_succeeded(verb: str, at: float) -> None:
     _registry.set(MAINTENANCE_SUCCESS, at, verb)
 
 
-class CacheCounts(Protocol):
-    """What a cache counts of itself, in plain numbers."""
-
-    used_bytes: int
-    hits: int
-    misses: int
-    evictions: int
+def range_asked(backend: str, purpose: str) -> None:
+    """Count a range read as it begins."""
+    _registry.add(RANGE_CALLS, 1, backend, purpose)
 
 
-class CacheMeter:
-    """Carries a cache's own counts over to the instruments, as often as it is asked to."""
-
-    __slots__ = ("_cache", "_evictions", "_hits", "_misses", "_used_bytes")
-
-    def __init__(self, cache: CacheCounts) -> None:
-        """Begin at the cache's counts of now as if nothing had been reported."""
-        self._cache = cache
-        self._hits = self._misses = self._evictions = self._used_bytes = 0
-
-    def report(self) -> None:
-        """Report what changed since the last report."""
-        cache = self._cache
-        if cache.hits != self._hits:
-            _registry.add(CACHE_HITS, cache.hits - self._hits)
-            self._hits = cache.hits
-        if cache.misses != self._misses:
-            _registry.add(CACHE_MISSES, cache.misses - self._misses)
-            self._misses = cache.misses
-        if cache.evictions != self._evictions:
-            _registry.add(CACHE_EVICTIONS, cache.evictions - self._evictions)
-            self._evictions = cache.evictions
-        if cache.used_bytes != self._used_bytes:
-            _registry.add(CACHE_BYTES, cache.used_bytes - self._used_bytes)
-            self._used_bytes = cache.used_bytes
+def storage_asked(place: str, verb: str, status: Status) -> None:
+    """Count a request to a storage as it ends."""
+    _registry.add(STORAGE_REQUESTS, 1, place, verb, status)
 
 
-def metered(storage: Storage, *, reports_requests: bool = False, backend: str | None = None) -> Storage:
-    """Return the storage with its calls counted; the storage itself where nobody counts.
-
-    Args:
-        storage: the backend.
-        reports_requests: it reports each of its requests by `request_made` itself, retries included.
-        backend: the label of its range calls, where it is part of another backend.
-    """
-    if not _registry.is_active:
-        return storage
-    return MeteredStorage(storage, reports_requests=reports_requests, backend=backend)
+def storage_asked_again(place: str, verb: str) -> None:
+    """Count a request to a storage that was not the first attempt."""
+    _registry.add(STORAGE_RETRIES, 1, place, verb)
 
 
-class ZoneMeter:
-    """Counts what zones do beside answering; see `des.storage.zone_observer`."""
-
-    def hedged(self, place: str, outcome: HedgeOutcome) -> None:
-        """Count a second request."""
-        _registry.add(HEDGES, 1, place, outcome)
-
-    def failed_over(self, place: str) -> None:
-        """Count an answer of a place that was not the first."""
-        _registry.add(FAILOVERS, 1, place)
-
-    def mended(self, place: str, status: MendStatus) -> None:
-        """Count an object that was looked at."""
-        _registry.add(MENDED, 1, place, status)
-
-    def place_up(self, place: str, *, is_up: bool) -> None:
-        """Set whether a place is asked."""
-        _registry.set(PLACE_UP, float(is_up), place)
+def storage_moved(place: str, direction: Literal["read", "written"], count: int) -> None:
+    """Count bytes to or from a storage."""
+    _registry.add(STORAGE_BYTES, count, place, direction)
 
 
-def request_observer(place: str) -> Callable[[RequestRecord], None] | None:
-    """Return what counts the requests that a storage reports itself; None where nobody counts."""
-    return partial(request_made, place) if _registry.is_active else None
+def hedged(place: str, outcome: str) -> None:
+    """Count a read that was sent to a place because another was slow."""
+    _registry.add(HEDGES, 1, place, outcome)
 
 
-def request_made(place: str, record: RequestRecord) -> None:
-    """Count a request that a storage reports itself."""
-    _registry.add(STORAGE_REQUESTS, 1, place, record.verb, record.status)
-    if record.attempt > 1:
-        _registry.add(STORAGE_RETRIES, 1, place, record.verb)
-    if record.size:
-        _registry.add(STORAGE_BYTES, record.size, place, "read" if record.verb in _READING_VERBS else "written")
+def failed_over(place: str) -> None:
+    """Count an answer of a place that was not the first."""
+    _registry.add(FAILOVERS, 1, place)
 
 
-class RequestRecord(Protocol):
-    """What a storage says of a request: its verb, how it ended, the bytes that moved, and which attempt it was."""
-
-    @property
-    def verb(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> Status: ...  # noqa: D102
-    @property
-    def size(self) -> int: ...  # noqa: D102
-    @property
-    def attempt(self) -> int: ...  # noqa: D102
+def mended(place: str, status: str) -> None:
+    """Count an object that was looked at after damage."""
+    _registry.add(MENDED, 1, place, status)
 
 
-_READING_VERBS = frozenset({"read_suffix", "read_range", "stream_range"})
+def place_up(place: str, *, is_up: bool) -> None:
+    """Note whether a place is asked."""
+    _registry.set(PLACE_UP, float(is_up), place)
 
 
-class MeteredStorage(StorageWrapper):
-    """Counts what passes through to a storage.
-
-    A range call is counted as it begins, a request as it ends; one that was cancelled has no outcome and is none. The pieces of
-    a stream count as bytes only.
-    """
-
-    def __init__(self, inner: Storage, *, reports_requests: bool = False, backend: str | None = None) -> None:
-        """Count the calls on `inner`; see `metered`."""
-        super().__init__(inner)
-        self.backend = backend or inner.backend
-        self._counts_requests = not reports_requests
-        self._read_key = (STORAGE_REQUESTS.name, (self.address, "read_range", "ok"))
-        self._bytes_key = (STORAGE_BYTES.name, (self.address, "read"))
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[Tally]:
-        """Count a call."""
-        tally = Tally()
-        if call.purpose and call.verb != "piece":
-            self._begun(call.purpose)
-        try:
-            yield tally
-        except DESError as error:
-            self._ended(call.verb, _outcome(error))
-            raise
-        if call.verb != "piece":
-            self._ended(call.verb)
-        if tally.size:
-            self._moved("read" if call.purpose else "written", tally.size)
-
-    async def read_range(
-        self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
-    ) -> bytes:
-        """Count as `around` does, but without its context: most calls are this one, and most take no longer than that."""
-        self._begun(purpose)
-        try:
-            data = await self.inner.read_range(key, start, end, version=version, purpose=purpose)
-        except DESError as error:
-            self._ended("read_range", _outcome(error))
-            raise
-        if self._counts_requests and _registry.is_active:
-            _registry.add_to(self._read_key, 1)
-            _registry.add_to(self._bytes_key, len(data))
-        return data
-
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """Pass a listing on as it comes, and count it at its end."""
-        async with self.around(Call("list", prefix)):
-            async for info in self.inner.list(prefix):
-                yield info
-
-    def _begun(self, purpose: Purpose) -> None:
-        _registry.add(RANGE_CALLS, 1, self.backend, purpose)
-
-    def _ended(self, verb: Verb, status: Status = "ok") -> None:
-        if self._counts_requests:
-            _registry.add(STORAGE_REQUESTS, 1, self.address, verb, status)
-
-    def _moved(self, direction: Literal["read", "written"], count: int) -> None:
-        if self._counts_requests:
-            _registry.add(STORAGE_BYTES, count, self.address, direction)
-
-
-def _outcome(error: DESError) -> Status:
-    """Name the outcome of a storage call: an absent object is an answer there, and so is a condition that does not hold."""
-    if isinstance(error, ObjectNotFoundError):
-        return "not_found"
-    if isinstance(error, PreconditionFailedError):
-        return "conflict"
-    return error.status
+def cache_changed(hits: int, misses: int, evictions: int, used_bytes: int) -> None:
+    """Count what became of a cache since it was last looked at; it may hold fewer bytes than then."""
+    if hits:
+        _registry.add(CACHE_HITS, hits)
+    if misses:
+        _registry.add(CACHE_MISSES, misses)
+    if evictions:
+        _registry.add(CACHE_EVICTIONS, evictions)
+    if used_bytes:
+        _registry.add(CACHE_BYTES, used_bytes)

@@ -11,15 +11,15 @@ from des.pack.commit import Change, new_name, now_microseconds, open_shard, swap
 from des.routing import file_id, shard_index
 from des.settings import Settings
 from des.shard.catalog import encode_metadata
-from des.shard.chunking import CHUNK_BYTES, LargeEncoder, is_large
 from des.shard.codecs import Compression, Encoder
 from des.shard.layout import Flag, Identity, to_microseconds
 from des.shard.merging import Addition, merge
 from des.shard.tables import HeadTables
-from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_payload
+from des.shard.writing import FileRecord, SegmentWriter
 from des.storage.descriptor import Descriptor, ensure_descriptor
 from des.store import Store
 from des.tasks import open_tasks
+from tests.payloads import encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -136,17 +136,9 @@ class Maker:
                 encode_metadata(file.metadata),
                 Flag.REPLACED if replaces else 0,
             )
-            if is_large(len(file.content)):
-                large = LargeEncoder(encoder)
-                for start in range(0, len(file.content), CHUNK_BYTES):
-                    data += large.add(file.content[start : start + CHUNK_BYTES])
-                table, payload = large.finish()
-                data += table
-                writer.add(record, payload)
-            else:
-                stored, checksum, codec = encode_payload(encoder, file.content)
-                data += stored
-                writer.add(record, Payload(content_hash(file.content), checksum, codec, len(stored), len(file.content)))
+            stored, payload = encode_payload(encoder, file.content)
+            data += stored
+            writer.add(record, payload)
         return await self._commit(base, writer, bytes(data), afresh=afresh)
 
     async def _commit(self, base: WholeHead, writer: SegmentWriter, data: bytes, *, afresh: bool = False) -> str:

@@ -152,7 +152,8 @@ def test_help_and_version(run: Callable[..., Outcome]) -> None:
     for verb in ("init", "pack", "get", "stat", "ls", "locate", "verify", "serve"):
         assert re.search(rf"^  {verb} +\w", outcome.text, re.MULTILINE)
         of_verb = run(verb, "-h")
-        assert (of_verb.status, of_verb.err) == (0, "")
+        assert of_verb.status == 0, of_verb.err
+        assert not of_verb.err
     assert run("--version").text == f"des, version {__version__}\n"
 
 

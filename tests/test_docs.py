@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from pydantic import ByteSize
 
 from des.cli import des
 from des.console import EXIT_STATUSES
-from des.http import create_app
+from des.http import batch_items, create_app, disposition, exchange, files, keys, listings, worker
 from des.metrics import INSTRUMENTS
+from des.pack import archive, manifest, manifest_streams, spool
+from des.routing import MAX_UID_BYTES
 from des.settings import Settings, variable_names
+from des.shard import layout
+from des.storage import marked_document, s3_retry
 from des.storage.zones_config import load_zones
 from des.storage.zones_schema import FilePart, PlacePart, ZonePart
+from des.store import heads
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -159,3 +165,66 @@ def make_verbs() -> list[str]:
 @pytest.mark.parametrize("verb", make_verbs())
 def test_every_make_verb_is_named(verb: str) -> None:
     assert re.search(rf"\bmake {verb}\b", README)
+
+
+def bytes_of(count: int) -> str:
+    """Return bytes as the table of limits has them."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:g} {name}"
+    return f"{count} bytes"
+
+
+def default_of(variable: str) -> object:
+    return Settings.model_fields[variable.removeprefix("DES_").lower()].default
+
+
+PACK: dict[str | None, Any] = {option.name: option.default for option in verbs()["pack"].params}
+LIMITS: dict[str, str] = {
+    "a request's line and header": bytes_of(exchange.MAX_HEADER_BYTES),
+    "what a stream holds of a large file": bytes_of(files.STREAM_BYTES),
+    "seconds for a header to come, and of an idle connection": f"{worker.KEEP_ALIVE:g}",
+    "bytes of a batch's request, an item it may have": bytes_of(batch_items.BYTES_AN_ITEM),
+    "values in a batch's JSON, an item it may have": f"{batch_items.VALUES_AN_ITEM}",
+    "entries of a page of a listing": f"{listings.MAX_LIMIT:,}",
+    "bytes of a page of files": bytes_of(listings.PAGE_BYTES),
+    "the name of `download`": bytes_of(disposition.MAX_NAME_BYTES),
+    "the keys file": bytes_of(keys.MAX_KEYS_FILE_BYTES),
+    "a row of a manifest (JSON, CSV)": bytes_of(manifest.MAX_ROW_BYTES),
+    "window of a manifest or archive in zstd": bytes_of(manifest_streams.MAX_WINDOW_BYTES),
+    "headers of a member of an archive": bytes_of(archive.MAX_HEADER_BYTES),
+    "left free on the disk that archives are unpacked to": bytes_of(spool.RESERVED_BYTES),
+    "a segment, unless one file is larger": bytes_of(PACK["max_shard_size"]),
+    "a dictionary": bytes_of(layout.MAX_DICTIONARY_BYTES),
+    "a uid": bytes_of(MAX_UID_BYTES),
+    "metadata of a file": bytes_of(layout.MAX_METADATA_BYTES),
+    "a content type": bytes_of(layout.MAX_CONTENT_TYPE_BYTES),
+    "a file": bytes_of(layout.MAX_FILE_BYTES),
+    "files of a shard": f"{layout.MAX_FILES:,}",
+    "segments of a shard": f"{layout.MAX_SEGMENTS:,}",
+    "content types of a shard": f"{layout.MAX_CONTENT_TYPES:,}",
+    "a shard's head": bytes_of(heads.MAX_HEAD_BYTES),
+    "attempts of a request to S3": f"{s3_retry.MAX_ATTEMPTS}",
+    "the zones file": bytes_of(marked_document.MAX_BYTES),
+}
+
+
+def limits() -> list[list[str]]:
+    """Return the rows of the table of limits: what, how much, set by what."""
+    rows = [line.strip("| ").split(" | ") for line in section("Guarantees and limits").splitlines() if "|" in line]
+    return [row for row in rows[2:] if not row[0].startswith("**")]
+
+
+@pytest.mark.parametrize(("what", "limit", "setter"), limits())
+def test_a_limit_is_what_the_code_says(what: str, limit: str, setter: str) -> None:
+    variable = setter.strip("`")
+    if variable.startswith("DES_"):
+        default = default_of(variable)
+        known = bytes_of(default) if isinstance(default, ByteSize) else f"{default:,g}"
+    else:
+        known = LIMITS[what.partition("; beyond")[0]]
+    assert limit == known
+
+
+def test_every_limit_is_named() -> None:
+    assert len(limits()) == len(LIMITS) + sum(row[2].startswith("`DES_") for row in limits())

@@ -82,7 +82,7 @@ EVERYWHERE = [
         store,
         kill_after,
         id=f"{store}-{'after' if kill_after else 'before'}",
-        marks=[pytest.mark.soak] if kill_after and "replaces" not in store else [],
+        marks=[pytest.mark.soak] if "earlier" in store or (kill_after and "replaces" not in store) else [],
     )
     for store in STORES
     for kill_after in (False, True)

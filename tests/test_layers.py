@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "des"
 
 # What each part may import, besides itself. The parts that DESIGN does not order are put where they belong: `settings` and `tasks` stand on the
-# errors alone; `storage` knows the format only so far as zones tell heads apart; `metrics` wraps a storage; `storage.opening` is the composition root, which knows all backends and wrappers; `console` and `logs`
+# errors alone; `storage` knows the format only so far as zones tell heads apart; `metering` wraps a storage; `storage.opening` is the composition root, which knows all backends and wrappers; `console` and `logs`
 # make a process of a command.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -21,14 +21,15 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"errors"},
     "shard": {"errors", "routing"},
     "storage": {"errors", "routing", "settings", "tasks", "shard"},
-    "metrics": {"errors", "storage"},
-    "storage.opening": {"errors", "settings", "tasks", "storage", "metrics"},
+    "metrics": {"errors"},
+    "metering": {"errors", "metrics", "storage"},
+    "storage.opening": {"errors", "settings", "tasks", "storage", "metering"},
     "store": {"errors", "routing", "settings", "tasks", "shard", "storage", "storage.opening"},
-    "logs": {"errors", "settings"},
-    "console": {"errors", "settings", "logs"},
+    "console": {"errors", "settings"},
+    "logs": {"errors", "settings", "console"},
     "pack": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console"},
     "lifecycle": {"errors", "routing", "settings", "tasks", "shard", "storage", "storage.opening", "store", "pack"},
-    "http": {"errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console", "lifecycle"},
+    "http": {"errors", "routing", "settings", "tasks", "metrics", "metering", "shard", "storage", "storage.opening", "store", "logs", "console", "lifecycle"},
     "cli": {
         "__init__", "errors", "routing", "settings", "tasks", "metrics", "shard", "storage", "storage.opening", "store", "logs", "console",
         "pack", "http", "lifecycle",

@@ -57,6 +57,37 @@ def test_text_is_for_people_and_json_for_what_is_no_terminal(capfd: pytest.Captu
     assert json.loads(capfd.readouterr().err)["message"] == "it failed"
 
 
+NASTY = "a\nb\r\x1b[2J\x7f\x9b2J\u2028\u202e\ud800\U000e0001z"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_nothing_acts_on_a_terminal_or_begins_a_line(form: str, capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format=form))
+    log = logging.getLogger("des.tests")
+    log.info("%s", NASTY)
+    log.info("fields", extra={"fields": {"uid": NASTY}})
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        log.exception("it failed")
+    written = capfd.readouterr().err
+    assert all(line.isprintable() for line in written.split("\n"))
+    one, two, *rest = written.splitlines()
+    assert rest
+    if form == "json":
+        assert (json.loads(one)["message"], json.loads(two)["uid"]) == (NASTY, NASTY)
+    else:
+        assert "a\\nb" in one
+
+
+def test_the_notes_of_libraries_that_sign_requests_are_in_no_log(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_level="debug"))
+    for name in ("botocore.endpoint", "botocore.auth", "aiobotocore.endpoint"):
+        logging.getLogger(name).debug("X-Amz-Security-Token: secret")
+        logging.getLogger(name).info("secret")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("error", 1)])
 def test_the_level_of_the_settings_holds(level: str, shown: int, capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging(Settings(log_level=level, log_format="json"))

@@ -23,12 +23,12 @@ import click
 
 from des.cli.options import settings_for, store_option
 from des.console import say, write_bytes
-from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, DESError, StorageError, StorageUnavailableError
+from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, DESError, StorageError
 from des.pack.inputs import Manifests
 from des.pack.manifest import UnreadableRow
 from des.pack.spool import Spool
 from des.routing import parse_created_at, parse_day
-from des.store import ContentChangedError, open_store
+from des.store import open_store
 from des.store.archive import END, member_header, padding, path_name
 from des.tasks import mapped_in_order, run_all
 
@@ -45,7 +45,6 @@ _STRETCH_BYTES = 4 << 20
 _STRETCH_FILES = 256
 _LOOKUPS_AT_ONCE = 64
 _WRITE_BYTES = 256 << 10
-_ATTEMPTS = 4
 
 
 @click.command("export", short_help="Write files as a tar archive to stdout.")
@@ -225,37 +224,28 @@ class _Export:
 
     async def _write_large(self, one: _Wanted, found: FoundFile) -> None:
         has_begun = False
-        for _ in range(_ATTEMPTS):
-            size = found.entry.raw_size
-            try:
-                async with self._store.open_range(found, 0, size) as pieces:
+        try:
+            async with self._store.open_whole(found) as (current, pieces):
+                size = current.entry.raw_size
+                piece = await anext(pieces, b"")
+                has_begun = True
+                await self._write(self._header(current, size))
+                while piece:
+                    await self._write(piece)
                     piece = await anext(pieces, b"")
-                    has_begun = True
-                    await self._write(self._header(found, size))
-                    while piece:
-                        await self._write(piece)
-                        piece = await anext(pieces, b"")
-            except ContentChangedError:
-                if has_begun:
-                    raise
-                found = await self._store.find(one.name.uid, one.name.created_at)
-            except DESError as error:
-                if isinstance(error, StorageError):
-                    raise
-                self._fail(one.name.uid, error)
-                if has_begun:
-                    say("the archive breaks off here.")
-                    raise
-                return
-            else:
-                await self._write(padding(size))
-                return
-        raise StorageUnavailableError(f"the file {found.uid!r} is replaced faster than it can be read; try again.")
+            await self._write(padding(size))
+        except StorageError:
+            raise
+        except DESError as error:
+            self._fail(one.name.uid, error)
+            if has_begun:
+                say("the archive breaks off here.")
+                raise
 
     def _header(self, found: FoundFile, size: int) -> bytes:
         self._members += 1
         name = path_name(self._members, found.uid)
-        return member_header(name, size, int(found.info.created_at.timestamp()), found.uid)
+        return member_header(name, size, int(found.created_at.timestamp()), found.uid)
 
     async def _write(self, data: bytes) -> None:
         self._buffer += data

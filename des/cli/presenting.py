@@ -39,7 +39,7 @@ def write_fields(fields: Iterable[tuple[str, str]]) -> None:
     pairs = list(fields)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        write_line(f"{name:{width}}  {value}")
+        write_line(f"{name:{width}}  {visible(value)}")
 
 
 def write_table(

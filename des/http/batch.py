@@ -24,14 +24,13 @@ from urllib.parse import unquote_to_bytes
 import anyio
 import anyio.to_thread
 
-from des.errors import DESError, StorageTimeoutError, StorageUnavailableError
+from des.errors import DESError, StorageTimeoutError
 from des.http.addressing import raw_path
 from des.http.batch_items import BYTES_AN_ITEM, parse_batch
 from des.http.exchange import SCOPE_KEY
 from des.http.files import SLICE_BYTES, STREAM_BYTES, Stopwatch, send_body
 from des.http.problems import describe
 from des.routing import parse_created_at
-from des.store import ContentChangedError
 from des.store.archive import END, REPORT_NAME, member_header, member_name, padding, report_end, report_line
 from des.tasks import mapped_in_order, run_all
 
@@ -50,7 +49,6 @@ PATH = "/batch"
 STRETCH_BYTES = 4 << 20
 STRETCH_FILES = 256  # the gaps that are read between so many are about as long as the stretch at most
 CONCURRENT_LOOKUPS = 64
-_ATTEMPTS = 4
 # The request, what was parsed of it, and the report on it, as a multiple of the request.
 _REQUEST_FACTOR = 4
 _HEADERS = [
@@ -262,7 +260,15 @@ class _Batch:
             return None
         retrieval, before = Stopwatch(), body.written
         try:
-            size = await self._stream(body, one.item, found, retrieval)
+            async with self._store.open_whole(found) as (current, pieces):
+                size = current.entry.raw_size
+                piece = await anext(pieces, b"")
+                retrieval.stop()
+                await body.write(_header(current, one.item, size))
+                while piece:
+                    await body.write(piece)
+                    piece = await anext(pieces, b"")
+            await body.write(padding(size))
         except DESError as error:
             self._service.retrieval_done(error.status, retrieval.seconds)
             if body.written > before:
@@ -272,27 +278,6 @@ class _Batch:
             return None
         self._service.retrieval_done("ok", retrieval.seconds)
         return size
-
-    async def _stream(self, body: _Body, item: BatchItem, found: FoundFile, retrieval: Stopwatch) -> int:
-        before = body.written
-        for _ in range(_ATTEMPTS):
-            size = found.entry.raw_size
-            try:
-                async with self._store.open_range(found, 0, size) as pieces:
-                    piece = await anext(pieces, b"")
-                    retrieval.stop()
-                    await body.write(_header(found, item, size))
-                    while piece:
-                        await body.write(piece)
-                        piece = await anext(pieces, b"")
-                await body.write(padding(size))
-            except ContentChangedError:
-                if body.written > before:
-                    raise
-                found = await self._store.find(item.uid, item.created_at)
-            else:
-                return size
-        raise StorageUnavailableError(f"the file {found.uid!r} is replaced faster than it can be read; try again.")
 
 
 class _Body:
@@ -337,5 +322,5 @@ def _name(item: BatchItem) -> str:
 
 
 def _header(found: FoundFile, item: BatchItem, size: int) -> bytes:
-    modified = max(0, int(found.info.created_at.timestamp()))  # not every client takes a time before 1970
+    modified = max(0, int(found.created_at.timestamp()))  # not every client takes a time before 1970
     return member_header(_name(item), size, modified, found.uid)

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from des.errors import InvalidRequestError
 
 MAX_NAME_BYTES = 255  # what common file systems take
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f/\\\\]")
+# Besides control characters and slashes, what turns the order of writing around (UAX #9), so that a name shows another ending than it has.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f/\\\\\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # Besides what a quoted-string has to escape, `%`: some clients decode it (RFC 6266 appendix D).
 _NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')
 _ATTR_CHAR = "!#$&+-.^_`|~"  # RFC 8187 section 3.2.1, besides letters and digits

@@ -5,7 +5,7 @@
 
 1. An *API key* is the secret `ID.SECRET`, of which the file has the SHA-256 only: with 256 random bits there is nothing to guess,
    so that a slow hash would add nothing. `des keys new` makes both.
-2. A *signing key* signs and verifies URLs (see `signing`), so the file has its secret: keep the file from others' eyes.
+2. A *signing key* signs and verifies URLs (see `signing`), so the file has its secret: keep the file from others' eyes; one that everybody may read is warned about.
 3. `actions`: `read` (a file), `list` (files of a day, shards), `batch`, `delete` (a file). `prefixes`: what the decoded uid must begin with; absent: any.
    `expires`: RFC 3339 time or date; absent: never. `rate`: requests a second, in each worker; absent: any.
 4. Ids are unique, so a key is replaced by adding its successor, moving the clients over, and deleting its line.
@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +42,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 _COMMON = frozenset({"id", "prefixes", "expires"})
 _FIELDS = {"sha256": _COMMON | {"sha256", "actions", "rate"}, "signing_secret": _COMMON | {"signing_secret"}}
-_MAX_FILE_BYTES = 16 << 20
+MAX_KEYS_FILE_BYTES = 16 << 20
 _MAX_RATE = 1e9
 _NO_EXPIRY = "its expires must be a date, or a time with its zone."
 
@@ -137,15 +138,17 @@ class KeysFile:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                data = file.read(_MAX_FILE_BYTES + 1)
+                data = file.read(MAX_KEYS_FILE_BYTES + 1)
         except OSError as error:
             raise SettingsError(f"the keys file {self._path} cannot be read: {error.strerror}.") from error
-        if len(data) > _MAX_FILE_BYTES:
-            raise SettingsError(f"the keys file {self._path} is longer than {_MAX_FILE_BYTES} bytes.")
+        if len(data) > MAX_KEYS_FILE_BYTES:
+            raise SettingsError(f"the keys file {self._path} is longer than {MAX_KEYS_FILE_BYTES} bytes.")
         try:
             self.keyring = Keyring.parse(data.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise SettingsError(f"the keys file {self._path} is not UTF-8.") from error
+        if self.keyring.signing_keys and status.st_mode & stat.S_IROTH:
+            _log.warning("the keys file %s has secrets, and may be read by everybody: chmod o-r.", self._path)
         self._seen = _signature_of(status)
 
     def reload(self) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 MAX_LIMIT = 1000
 PAGE_BYTES = 4 << 20
 ENTRY_BYTES = 16 << 10  # of a file with the longest uid and metadata, at most
-_LIMIT = re.compile(r"0*[1-9]\d{0,3}", re.ASCII)
+# As many digits as the greatest limit has: Python refuses to convert thousands of them, zeros included.
+_LIMIT = re.compile(r"\d{1,4}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def parse_page(query: bytes, date: str | None = None) -> Page:
     names = ("after", "limit") if date is not None else ("date", "after", "limit")
     given = parse_parameters(query, names, {})
     limit = given.get("limit", str(MAX_LIMIT))
-    if not _LIMIT.fullmatch(limit) or int(limit) > MAX_LIMIT:
+    if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= MAX_LIMIT:
         raise InvalidRequestError(f"limit is {limit[:20]!r}, but must be a number from 1 to {MAX_LIMIT}.")
     return Page(parse_day(given["date"] if date is None else date), given.get("after"), int(limit))
 

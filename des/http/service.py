@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from des import metrics
 from des.http.limits import Limits
 from des.http.problems import overloaded
+from des.metering import CacheMeter
 
 if TYPE_CHECKING:
     from des.errors import Status
@@ -29,7 +30,7 @@ class Service:
         self.limits = Limits(settings.http_max_requests, settings.http_max_bytes)
         self.draining = False
         self._store: Store | None = None
-        self._cache_meter: metrics.CacheMeter | None = None
+        self._cache_meter: CacheMeter | None = None
 
     @property
     def store(self) -> Store:
@@ -45,7 +46,7 @@ class Service:
     def attach(self, store: Store) -> None:
         """Serve from this store."""
         self._store = store
-        self._cache_meter = metrics.CacheMeter(store.cache)
+        self._cache_meter = CacheMeter(store.cache)
 
     def detach(self) -> None:
         """Serve from no store."""

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from des import metrics
+from des.console import say
 from des.errors import DESError, SettingsError, StorageUnavailableError
 from des.http.app import create_app
 from des.http.keys import KeysFile
@@ -54,12 +55,12 @@ def serve(settings: Settings) -> None:
     access = _access(settings)
     with ExitStack() as stack:
         listener = stack.enter_context(_listening_socket(settings.http_host, settings.http_port))
-        _say(f"serving {_place(settings)} on {_url(listener)}")
-        _say(access)
+        say(f"serving {_place(settings)} on {_url(listener)}")
+        say(access)
         admin_listener = None
         if settings.http_admin_port is not None:
             admin_listener = stack.enter_context(_listening_socket(settings.http_host, settings.http_admin_port))
-            _say(f"probes and metrics are on {_url(admin_listener)}")
+            say(f"probes and metrics are on {_url(admin_listener)}")
         if settings.http_workers == 1:
             run_worker(app, listener, settings, admin_listener=admin_listener)
         else:
@@ -182,8 +183,3 @@ def _place(settings: Settings) -> str:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(f"des: {sentence}\n")
-    sys.stderr.flush()

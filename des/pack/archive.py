@@ -9,7 +9,8 @@ Rules:
    that takes as much disk as they have bytes. A member that would not fit is refused before any of it is written.
 2. Links, devices, directories with content, sparse files, absolute names and names with `..` are refused by name; nothing is ever extracted under a
    name of the archive's choosing. Directories are passed over.
-3. Whatever the headers say, no more is held in memory than one piece: an extended header of more than `_MAX_HEADER_BYTES` is refused.
+3. Whatever the headers say, no more is held in memory than one piece: headers of a member (extended ones, maps of sparse files) that take more than
+   `MAX_HEADER_BYTES` together are refused.
 4. An archive that breaks off, or holds garbage between members, is refused as a whole: the library would take it for the end.
 """
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from des.pack.spool import Spool
 
 _PIECE_BYTES = 256 << 10
-_MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
+# The plain headers around extended ones, and the padding behind these.
+_OWN_HEADERS_BYTES = 64 * tarfile.BLOCKSIZE
 _BATCH_ROWS = 5_000
 _TYPES = {
     tarfile.LNKTYPE: "a hard link",
@@ -78,7 +81,7 @@ class Archive:
                 with tarfile.TarFile(
                     fileobj=cast("IO[bytes]", stream), encoding="utf-8", errors="surrogateescape"
                 ) as tar:
-                    while (member := tar.next()) is not None:
+                    while (member := _next(tar, stream)) is not None:
                         tar.members.clear()  # type: ignore[attr-defined]  # would grow by each member; not in the stubs
                         row = self._row(stream, member, spool)
                         if row is not None:
@@ -87,6 +90,8 @@ class Archive:
                             yield partial(list, batch)
                             batch = []
                 stream.check_end()
+            except RecursionError as error:
+                raise ManifestError(f"the archive {self.name} is damaged: a member has too many headers.") from error
             except (tarfile.TarError, ValueError, OverflowError) as error:
                 raise ManifestError(f"the archive {self.name} is damaged: {str(error).rstrip('.')}.") from error
         yield partial(list, batch)
@@ -102,11 +107,13 @@ class Archive:
             return refused(uid, None, "it is not a regular file.")
         if exact is None and (uid.startswith("/") or ".." in uid.split("/")):
             return refused(uid, None, "its name is absolute, or has .. in it.")
+        if member.size < 0:
+            raise tarfile.ReadError("a member has less than no content")
         stream.seek(member.offset_data)
         with spool.create(member.size) as out:
             left = member.size
             while left:
-                piece = stream.read(min(_PIECE_BYTES, left))
+                piece = stream.read_content(min(_PIECE_BYTES, left))
                 if not piece:
                     raise tarfile.ReadError("it breaks off")
                 out.write(piece)
@@ -117,6 +124,11 @@ class Archive:
             "source_path": out.name,
             "size_bytes": member.size,
         }
+
+
+def _next(tar: tarfile.TarFile, stream: _Forward) -> tarfile.TarInfo | None:
+    stream.header_bytes = 0
+    return tar.next()
 
 
 def _time_of(member: tarfile.TarInfo) -> str | None:
@@ -133,9 +145,14 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
 
 
 class _Forward:
-    """A stream as the library reads it, from front to back."""
+    """A stream as the library reads it, from front to back.
+
+    Attributes:
+        header_bytes: what the library has read of the headers of one member.
+    """
 
     def __init__(self, stream: io.BufferedReader) -> None:
+        self.header_bytes = 0
         self._stream = stream
         self._position = 0
         self._last = b""
@@ -144,8 +161,14 @@ class _Forward:
         return self._position
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= max(_MAX_HEADER_BYTES, _PIECE_BYTES):
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"it has a header of {size:,} bytes")
+        self.header_bytes += size
+        if self.header_bytes > MAX_HEADER_BYTES + _OWN_HEADERS_BYTES:
+            raise tarfile.ReadError(f"a member has headers of more than {MAX_HEADER_BYTES:,} bytes")
+        return self.read_content(size)
+
+    def read_content(self, size: int) -> bytes:
         self._last = self._stream.read(size)
         self._position += len(self._last)
         return self._last
@@ -154,7 +177,7 @@ class _Forward:
         if position < self._position:
             raise tarfile.ReadError("a header points backwards")
         while self._position < position:
-            if not self.read(min(_PIECE_BYTES, position - self._position)):
+            if not self.read_content(min(_PIECE_BYTES, position - self._position)):
                 raise tarfile.ReadError("it breaks off")
 
     def check_end(self) -> None:
@@ -167,7 +190,7 @@ class _Forward:
             raise tarfile.ReadError(
                 f"there is no header where one should be, at byte {self._position - len(self._last):,}"
             )
-        while self.read(_PIECE_BYTES):
+        while self.read_content(_PIECE_BYTES):
             if self._last.count(0) != len(self._last):
                 raise tarfile.ReadError(
                     "there is something behind its end; if it is several archives in one, give them one by one"

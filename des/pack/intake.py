@@ -7,6 +7,7 @@ be is the end of the run, before anything was written.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 
 import anyio.from_thread
 
+from des.pack.inputs import Manifests
 from des.pack.report import Failure
 from des.pack.taking import Order, SourceRoot, take
+from des.pack.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -36,6 +39,19 @@ if TYPE_CHECKING:
 _TAKEN = "taken in"
 # So many pieces a worker are parsed or wait to be: the plan takes them in order, and is not always as fast.
 _PIECES_AHEAD = 2
+
+
+def roots_of(inputs: Sequence[Input], source_root: Path | None) -> list[str]:
+    """Return the directories that sources must not lead out of, each with a slash at its end: `source_root`, and those that are packed as a whole.
+
+    None of the latter where manifests may name sources anywhere, theirs included.
+    """
+    if source_root is None and any(isinstance(one, Manifests) for one in inputs):
+        return []
+    directories = [one.directory for one in inputs if isinstance(one, Tree)]
+    if source_root is not None:
+        directories.append(source_root)
+    return [os.path.join(name, "") for one in directories for name in (os.path.realpath(one), str(one))]  # noqa: PTH118 - text, with a slash at its end
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from des.storage.descriptor import Descriptor
 
 # RFC 9110 section 8.3.1: type "/" subtype, then parameters, all printable ASCII.
-_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+(\s*;[\x20-\x7e]*)?")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*;[\x20-\x7e]*)?")
 
 # A row of any manifest takes no more than this, and a manifest is read in pieces of that.
 MAX_ROW_BYTES = 4 << 20

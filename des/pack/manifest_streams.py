@@ -42,7 +42,7 @@ _PARQUET_MAGIC = b"PAR1"
 _BOM = b"\xef\xbb\xbf"
 _BUFFER_BYTES = 256 << 10
 # A frame may ask for a window as large as the zstd command's own limit: 128 MiB.
-_MAX_WINDOW_BYTES = 1 << 27
+MAX_WINDOW_BYTES = 1 << 27
 # Four bytes can stand for a block of 128 KiB (RFC 8878, section 3.1.1.2), so such a piece unpacks to 32 MiB at most.
 _PIECE_BYTES = 1 << 10
 
@@ -118,7 +118,7 @@ class _ZstdReader(io.RawIOBase):
 
     def __init__(self, packed: io.BufferedReader) -> None:
         self._packed = packed
-        self._context = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        self._context = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._input = b""
         self._output = memoryview(b"")

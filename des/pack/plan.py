@@ -65,7 +65,7 @@ class PlannedShard:
 
 
 class PlannedRow(NamedTuple):
-    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970.
+    """A row of the plan; see `ManifestRow`. `created_at` is microseconds since 1970; `root` is the directory that its source must not lead out of.
 
     A named tuple because one is made of every row, and a frozen dataclass takes five times as long.
     """
@@ -78,6 +78,7 @@ class PlannedRow(NamedTuple):
     size_bytes: int | None
     content_type: str | None
     metadata: bytes
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,18 @@ class Done:
 
 
 class Plan:
-    """The plan of one run. One thread at a time."""
+    """The plan of one run. One thread at a time.
+
+    Attributes:
+        roots: directories, each with a slash at its end, out of which the sources that lie below them must not lead.
+    """
 
     def __init__(self, connection: sqlite3.Connection | None = None) -> None:
         """Make an empty plan in a temporary file, or take the one of a database, which is made empty there if there is none; `with` closes it."""
         # An empty name is a temporary database on disk that goes with its connection (sqlite.org/inmemorydb.html).
         self._connection = connection or sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self.roots: Sequence[str] = ()
         if connection is None:
             self._connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             self._connection.execute("PRAGMA journal_mode = OFF")
@@ -161,7 +167,7 @@ class Plan:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
         found: list[PlannedRow] = []
         for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), after, _MAX_NUMBER)):
-            rows = _rows_of(first, uids, others)
+            rows = self._rows_of(first, uids, others)
             found += [row for row in rows if row.number > after] if first <= after else rows
             if len(found) >= limit:
                 break
@@ -173,7 +179,15 @@ class Plan:
         chunks = (
             self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
         )
-        return [row for chunk in chunks for row in _rows_of(*chunk) if row.number in wanted]
+        return [row for chunk in chunks for row in self._rows_of(*chunk) if row.number in wanted]
+
+    def _rows_of(self, first: int, uids: bytes, others: bytes) -> list[PlannedRow]:
+        """Return the rows of a chunk, each with the root that it lies in."""
+        rows = _rows_of(first, uids, others)
+        return [row._replace(root=self._root_of(row.source_path)) for row in rows] if self.roots else rows
+
+    def _root_of(self, source_path: str) -> str | None:
+        return next((root for root in self.roots if source_path.startswith(root)), None)
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
 
@@ -206,7 +220,7 @@ class Plan:
     def drawn(self, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows from all over the run, the same ones each time."""
         chunks = self._connection.execute("SELECT first, uids, others FROM chunks")
-        rows = chain.from_iterable(starmap(_rows_of, chunks))
+        rows = chain.from_iterable(starmap(self._rows_of, chunks))
         return heapq.nsmallest(limit, rows, key=_draw)
 
     def repeated(self, shard: PlannedShard) -> list[tuple[int, int]]:

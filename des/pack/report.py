@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from des.console import visible_json
 from des.shard.layout import from_microseconds
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Failure:
             **({} if self.manifest is None else {"manifest": self.manifest}),
             **self.fields,
         }
-        # A lone surrogate (part of a path that is no UTF-8) has no UTF-8; the escape that takes its place is JSON's own.
-        return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        # A lone surrogate (part of a path that is no UTF-8) has no UTF-8, and what is bad of a row may act on a terminal.
+        return visible_json(json.dumps(value, ensure_ascii=False))
 
 
 Origin = Literal["none", "given", "trained", "reused"]

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from des.errors import SettingsError
 from des.pack.encoding import BATCH_BYTES
-from des.pack.intake import Intake, report_intake
+from des.pack.intake import Intake, report_intake, roots_of
 from des.pack.packer import pack_shard
 from des.pack.plan import Done, Plan, PlannedShard
 from des.pack.remote import RemoteSources
@@ -185,6 +185,7 @@ def _planned(
     workers: Workers | None,
 ) -> list[PlannedShard]:
     """Fill the plan, or take it as an earlier run left it; return its shards. Runs in a worker thread."""
+    plan.roots = roots_of(job.inputs, job.source_root)
     intake = Intake(descriptor, job.partition, job.source_root, workers=workers)
     if job.state is None:
         return intake.fill(plan, job.inputs, spool, report, planned)

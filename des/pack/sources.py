@@ -1,11 +1,17 @@
-"""Sources: the files a manifest names, read whole when small, piece by piece when large."""
+"""Sources: the files a manifest names, read whole when small, piece by piece when large.
+
+A source that must not lead out of a directory was looked at when the rows were taken in, and has no symbolic link on its way since then. It is opened
+step by step from that directory, following no link: one that has been put there meanwhile leads nowhere.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiofiles
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
 # A large source is read in pieces of whole chunks; one thread hop then serves several of them.
 PIECE_BYTES = 4 * CHUNK_BYTES
+# O_PATH, where there is such a thing: to pass through a directory it need not be readable.
+_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class SourceError(Exception):
@@ -48,9 +56,9 @@ def read_small(row: PlannedRow) -> bytes | int:
         SourceError: missing, unreadable, no regular file, or not of the size it should have.
     """
     try:
-        descriptor = _open(row.source_path, os.O_RDONLY)
+        descriptor = _open(row.root, row.source_path, os.O_RDONLY)
     except OSError as error:
-        raise SourceError(f"the source cannot be opened: {error.strerror}.") from error
+        raise SourceError(f"the source cannot be opened: {_why(row, error)}.") from error
     except ValueError as error:
         raise SourceError(f"the source's path cannot be used: {error}.") from error
     try:
@@ -72,9 +80,27 @@ def read_small(row: PlannedRow) -> bytes | int:
     return content
 
 
-def _open(path: str, flags: int) -> int:
+def _open(root: str | None, path: str, flags: int) -> int:
     # Non-blocking, because opening a named pipe would wait for its writer; it means nothing for a regular file.
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    if root is None:
+        return os.open(path, flags)
+    *directories, name = filter(None, path.removeprefix(root).split("/"))
+    at = os.open(root, _DIRECTORY)
+    try:
+        for one in directories:
+            below = os.open(one, _DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _why(row: PlannedRow, error: OSError) -> str:
+    if row.root is not None and error.errno in {errno.ELOOP, errno.ENOTDIR}:
+        return "a symbolic link has taken its place, or that of a directory on its way"
+    return error.strerror or str(error)
 
 
 def _checked_size(row: PlannedRow, status: os.stat_result) -> int:
@@ -108,7 +134,7 @@ async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
     try:
         # Shielded, because a file whose opening or closing is left to a thread is nobody's.
         with CancelScope(shield=True):
-            file = await aiofiles.open(row.source_path, "rb", opener=_open)
+            file = await aiofiles.open(row.source_path, "rb", opener=partial(_open, row.root))
         try:
             while left:
                 piece = await file.read(min(PIECE_BYTES, left))
@@ -122,7 +148,7 @@ async def read_large(row: PlannedRow, size: int) -> AsyncGenerator[bytes, None]:
             with CancelScope(shield=True):
                 await file.close()
     except OSError as error:
-        raise SourceError(f"the source cannot be read: {error.strerror}.") from error
+        raise SourceError(f"the source cannot be read: {_why(row, error)}.") from error
 
 
 async def hash_large(pieces: AsyncGenerator[bytes, None]) -> bytes:

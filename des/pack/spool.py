@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _FILES_A_DIRECTORY = 1_000
 # Left free on the disk, for others and for the plan.
-_RESERVED_BYTES = 64 << 20
+RESERVED_BYTES = 64 << 20
 
 
 class Spool:
@@ -64,9 +64,9 @@ class Spool:
         if self._directory is None or self._files % _FILES_A_DIRECTORY == 0:
             self._directory = self._root / str(self._files // _FILES_A_DIRECTORY)
             self._directory.mkdir()
-        if self._free < size + _RESERVED_BYTES or self._files % _FILES_A_DIRECTORY == 0:
+        if self._free < size + RESERVED_BYTES or self._files % _FILES_A_DIRECTORY == 0:
             self._free = shutil.disk_usage(self._root).free
-        if self._free < size + _RESERVED_BYTES:
+        if self._free < size + RESERVED_BYTES:
             raise ManifestError(
                 f"a file of {size:,} bytes does not fit into {self._root.parent}, which has {self._free:,} bytes free; name a larger"
                 " place with TMPDIR."

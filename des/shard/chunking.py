@@ -15,6 +15,7 @@ from itertools import accumulate
 from des.errors import CorruptShardError
 from des.shard.codecs import Encoder, decode
 from des.shard.layout import NAME_BYTES, Buffer, Codec, Entry, checksum32
+from des.shard.writing import Payload
 
 LARGE_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
@@ -34,17 +35,6 @@ def chunk_count(raw_size: int) -> int:
 def seek_table_bytes(raw_size: int) -> int:
     """Return the length of a large payload's seek table."""
     return chunk_count(raw_size) * _SEEK_ITEM.size
-
-
-@dataclass(frozen=True, slots=True)
-class LargePayload:
-    """What is known of a large payload once its last chunk went out; sizes in bytes."""
-
-    content_hash: bytes
-    checksum: int
-    codec: Codec
-    stored_size: int
-    raw_size: int
 
 
 class LargeEncoder:
@@ -70,10 +60,10 @@ class LargeEncoder:
         self._raw_size += len(raw)
         return stored
 
-    def finish(self) -> tuple[bytes, LargePayload]:
+    def finish(self) -> tuple[bytes, Payload]:
         """Return the seek table, which follows the last chunk, and what the entry must say."""
         table = bytes(self._table)
-        summary = LargePayload(
+        summary = Payload(
             content_hash=self._hash.digest()[:NAME_BYTES],
             checksum=checksum32(table),
             codec=self._codec,

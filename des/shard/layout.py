@@ -158,7 +158,6 @@ ROW = struct.Struct("<64sQqHHI")
 CHECKSUM_AT_END = 16  # the footer's checksum begins this many bytes before the object's end
 
 ENTRY_BYTES = ENTRY.size
-FILE_ID = slice(0, 16)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

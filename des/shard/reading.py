@@ -279,8 +279,14 @@ class Head:
             CorruptShardError: the directory points outside the object.
         """
         position = self.directory.find(file_id)
-        if position is None:
-            return None
+        return None if position is None else self.page(position)
+
+    def page(self, position: int) -> PageRef:
+        """Return a page by its position in the directory.
+
+        Raises:
+            CorruptShardError: the directory points outside the object.
+        """
         ref = self.directory.ref(position)
         if ref.object_number == 0:
             inside = HEADER.size <= ref.offset and ref.end <= self.tail.start

@@ -24,7 +24,6 @@ from des.shard.layout import (
     Flag,
     Identity,
     Kind,
-    checksum32,
     checksum64,
 )
 from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables, check_limit
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from des.shard.catalog import CatalogRow, RowDraft
-    from des.shard.chunking import LargePayload
-    from des.shard.codecs import Encoder
 
 # Entries a page: 32 KiB preferred, up to 64 KiB where that keeps the tail within one suffix read. See benchmarks/page_size.py.
 _PAGE_COUNTS = (512, 640, 768, 896, 1024)
@@ -62,12 +59,6 @@ class Payload:
 def content_hash(raw: Buffer) -> bytes:
     """Return SHA-256[:16] of a content."""
     return hashlib.sha256(raw).digest()[:NAME_BYTES]
-
-
-def encode_payload(encoder: Encoder, raw: bytes) -> tuple[bytes, int, Codec]:
-    """Compress a small payload. Returns its stored bytes, their checksum and the codec."""
-    codec, stored = encoder.encode(raw)
-    return stored, checksum32(stored), codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +126,7 @@ class SegmentWriter:
         """How many rows were added."""
         return len(self._rows)
 
-    def add(self, record: FileRecord, payload: Payload | LargePayload) -> None:
+    def add(self, record: FileRecord, payload: Payload) -> None:
         """Add a file whose stored bytes are the next to be written."""
         draft = draft_row(
             record.file_id,
@@ -176,7 +167,7 @@ class SegmentWriter:
         fields = (0, Codec.NONE, Flag.DELETED, 0, 0, self._generation, deleted_at)
         self._append_tombstone(draft_row(file_id, deleted_hash, *fields, None, b"", b""))
 
-    def carry(self, row: CatalogRow, payload: Payload | LargePayload | None = None) -> None:
+    def carry(self, row: CatalogRow, payload: Payload | None = None) -> None:
         """Add a row of another segment as it is, with its generation; its stored bytes, if it has any, are the next to be written.
 
         Args:

@@ -20,7 +20,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError
+from des.errors import ObjectNotFoundError, SettingsError, StorageDeniedError, StorageError, StorageUnavailableError
 from des.routing import MAX_N_BITS, MIN_N_BITS, is_day
 from des.storage.protocol import IfAbsent
 
@@ -221,23 +221,47 @@ def _named(storage: Storage) -> str:
 
 
 async def _make_descriptor(storage: Storage, n_bits: int | None) -> Descriptor:
-    if any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes):
-        # Looked for once more: another writer may just have made it, and its first shards.
-        descriptor = await read_descriptor(storage)
-        if descriptor is None:
-            raise SettingsError(
-                f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {_named(storage)} --adopt`."
-            )
-        return descriptor
     fresh = Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
+    lost = (
+        f"{storage.address} has shards but no {DESCRIPTOR_KEY}; restore it with `des init {_named(storage)} --adopt`."
+    )
+    return await create_descriptor(storage, fresh, lost=lost)
+
+
+async def create_descriptor(storage: Storage, fresh: Descriptor, *, lost: str | None) -> Descriptor:
+    """Put a descriptor where there is none, and return the one that is there then: another writer may be first.
+
+    Args:
+        storage: the store's place.
+        fresh: what to put.
+        lost: what to say where there are shards without a descriptor; None: there may be.
+
+    Raises:
+        SettingsError: there are shards without a descriptor.
+        StorageError: the storage is unwell.
+    """
+    if lost is not None and await has_shards(storage):
+        # Looked for once more: another writer may just have made it, and its first shards.
+        found = await read_descriptor(storage)
+        if found is None:
+            raise SettingsError(lost)
+        return found
     try:
         await storage.put(DESCRIPTOR_KEY, fresh.encode(), IfAbsent())
     except StorageDeniedError:
         raise
     except StorageError:
         # Another writer was first, or the outcome is unknown: what is there now decides.
-        descriptor = await read_descriptor(storage)
-        if descriptor is None:
+        found = await read_descriptor(storage)
+        if found is None:
             raise
-        return descriptor
-    return await require_descriptor(storage)
+        return found
+    found = await read_descriptor(storage)
+    if found is None:
+        raise StorageUnavailableError(f"{storage.address} does not keep its {DESCRIPTOR_KEY}.")
+    return found
+
+
+async def has_shards(storage: Storage) -> bool:
+    """Tell whether a storage has a day with anything in it."""
+    return any(is_day(prefix.rstrip("/")) for prefix in (await storage.list_level("")).prefixes)

@@ -7,6 +7,8 @@ What YAML has beyond values is refused, since it hides from the reader what a pr
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
 _MAX_SHOWN = 60
+_BEFORE_HOST = re.compile(r"(?<=['\"/])[^'\"]*@")
 _TAG = "tag:yaml.org,2002:"
 _TYPES = frozenset(_TAG + name for name in ("bool", "float", "int", "map", "null", "seq", "str", "timestamp"))
 
@@ -88,8 +91,8 @@ def spelled(path: PartPath) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for people, cut where it is long."""
-    text = "nothing" if value is None else repr(value)
+    """Return a value for people, cut where it is long, and without what may be a name and a password before a host or bucket."""
+    text = "nothing" if value is None else _BEFORE_HOST.sub("…@", repr(value))
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
@@ -135,8 +138,8 @@ def _parse_json(text: str) -> Document:
     document = Document(None)
 
     def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        counts = Counter(name for name, _ in pairs)
+        for name in sorted(name for name, count in counts.items() if count > 1):
             document.note((name,), "it is there twice; remove one.")
         return dict(pairs)
 

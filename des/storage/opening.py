@@ -1,4 +1,8 @@
-"""From settings to storage: the composition root, and the only place that knows all backends."""
+"""From settings to storage: the composition root, and the only place that knows all backends.
+
+What wraps what, from the outside in: zones, their places (`place`: versions and the breaker), the meter (`des.metering`), the backend; within S3 the
+retries, and below them each request, which S3 itself reports to be counted.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from des import metrics
 from des.errors import SettingsError, StorageDeniedError, StorageError
+from des.metering import ZoneMeter, metered, request_observer
 from des.settings import Settings
+from des.storage.s3_config import discreet
 from des.tasks import run_all
 
 if TYPE_CHECKING:
@@ -65,9 +70,11 @@ def resolve_target(target: Target, settings: Settings | None = None, *, zones: P
     try:
         address = urlsplit(text)
     except ValueError as error:
-        raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.") from error
+        raise SettingsError(f"{discreet(text)!r} is no store; give a directory or s3://bucket/prefix.") from error
+    if "@" in address.netloc:
+        raise SettingsError(f"{discreet(text)!r} has credentials in it; they come from the AWS chain.")
     if address.scheme != "s3" or not address.netloc or address.query or address.fragment:
-        raise SettingsError(f"{text!r} is no store; give a directory or s3://bucket/prefix.")
+        raise SettingsError(f"{discreet(text)!r} is no store; give a directory or s3://bucket/prefix.")
     return base.model_copy(
         update={"backend": "s3", "s3_bucket": address.netloc, "s3_prefix": address.path.strip("/")},
     )
@@ -87,7 +94,7 @@ async def open_storage(settings: Settings, verifier: Verifier | None = None) -> 
     if settings.backend == "local":
         from des.storage.local import LocalStorage  # noqa: PLC0415 - each backend pays only for its own imports
 
-        return metrics.metered(LocalStorage(settings.base_dir, single_writer=settings.single_writer))
+        return metered(LocalStorage(settings.base_dir, single_writer=settings.single_writer))
     if settings.backend == "s3":
         return await _open_s3(settings)
     if verifier is None:
@@ -100,7 +107,7 @@ async def _open_s3(settings: Settings) -> Storage:
     from des.storage.s3_config import S3Config  # noqa: PLC0415
 
     config = S3Config.from_settings(settings)
-    storage = await open_s3(config, observe=metrics.request_observer(config.address))
+    storage = await open_s3(config, observe=request_observer(config.address))
     try:
         denial = await _denial(storage)
         if denial is not None:
@@ -109,7 +116,7 @@ async def _open_s3(settings: Settings) -> Storage:
         with anyio.CancelScope(shield=True):
             await storage.aclose()
         raise
-    return metrics.metered(storage, reports_requests=True)
+    return metered(storage, reports_requests=True)
 
 
 async def _denial(storage: S3Storage, seconds: float = _ACCESS_SECONDS) -> StorageDeniedError | None:
@@ -134,7 +141,7 @@ async def _open_zones(settings: Settings, verifier: Verifier) -> Storage:
     from des.storage.zones_config import zones_of  # noqa: PLC0415
 
     config = await anyio.to_thread.run_sync(zones_of, settings)
-    observer = metrics.ZoneMeter()
+    observer = ZoneMeter()
     budget = HedgeBudget(config.hedge)
     async with AsyncExitStack() as opened:
         places = await _open_places(config, settings, opened)
@@ -170,15 +177,15 @@ async def _open_places(config: ZonesConfig, settings: Settings, opened: AsyncExi
         for one in zone.places:
             s3 = one.s3_config(settings)
             address = s3.address if addresses[s3.address] == 1 else f"{s3.address} at {s3.endpoint.name}"
-            storage = await open_s3(s3, observe=metrics.request_observer(address))
+            storage = await open_s3(s3, observe=request_observer(address))
             opened.push_async_callback(storage.aclose)
             storages.append(storage)
             places[one] = Place(
-                metrics.metered(storage, reports_requests=True, backend=ZONES_BACKEND),
+                metered(storage, reports_requests=True, backend=ZONES_BACKEND),
                 zone.name,
                 is_primary=one is zone.primary,
                 address=address,
-                observer=metrics.ZoneMeter(),
+                observer=ZoneMeter(),
             )
     denials: list[StorageDeniedError] = []
 
@@ -234,7 +241,7 @@ class SourceBuckets:
                 from des.storage.s3_config import S3Config  # noqa: PLC0415
 
                 place = self._settings.model_copy(update={"s3_bucket": bucket, "s3_prefix": ""})
-                observe = metrics.request_observer(_SOURCES_PLACE)
+                observe = request_observer(_SOURCES_PLACE)
                 self._open[bucket] = await open_s3(S3Config.from_settings(place), observe=observe)
             return self._open[bucket]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -18,16 +19,24 @@ MIB = 1024 * 1024
 MIN_BYTES_PER_SECOND = MIB
 # Of a packer's memory, this part may be on its way; what its writers gather comes on top (see `s3_multipart`).
 UPLOAD_SHARE = 8
+# To the last @, because a password may have one in it, or a slash.
+_BEFORE_HOST = re.compile(r"//.*@", re.DOTALL)
 
 
 def is_endpoint_url(text: str) -> bool:
-    """Tell whether a text can be the address of an S3 API."""
+    """Tell whether a text can be the address of an S3 API; one that has credentials in it cannot, since it is shown to people."""
     try:
         url = urlsplit(text)
         _ = url.port  # checked when asked for
     except ValueError:
         return False
-    return url.scheme in {"http", "https"} and bool(url.hostname) and not url.query and not url.fragment
+    is_plain = not (url.query or url.fragment or "@" in text)
+    return url.scheme in {"http", "https"} and bool(url.hostname) and is_plain
+
+
+def discreet(text: str) -> str:
+    """Return an address for people, without what may be a name and a password before its host."""
+    return _BEFORE_HOST.sub("//…@", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +108,14 @@ class S3Config:
         Raises:
             SettingsError: a value is missing or impossible.
         """
-        if not self.bucket or "/" in self.bucket:
-            raise SettingsError(f"{self.bucket!r} is no bucket; give s3://bucket/prefix, or set DES_S3_BUCKET.")
+        if not self.bucket or "/" in self.bucket or "@" in self.bucket:
+            raise SettingsError(
+                f"{self.bucket.rpartition('@')[2]!r} is no bucket; give s3://bucket/prefix, or set DES_S3_BUCKET."
+            )
         object.__setattr__(self, "prefix", self.prefix.strip("/"))
         if self.endpoint_url and not is_endpoint_url(self.endpoint_url):
             raise SettingsError(
-                f"DES_S3_ENDPOINT_URL is {self.endpoint_url!r}; write it as https://host:port, without query and fragment."
+                f"DES_S3_ENDPOINT_URL is {discreet(self.endpoint_url)!r}; write it as https://host:port, without credentials, query and fragment."
             )
         if self.sse_kms_key_id and not (self.sse or "").startswith("aws:kms"):
             raise SettingsError("DES_S3_SSE_KMS_KEY_ID is set, so DES_S3_SSE must be aws:kms or aws:kms:dsse.")

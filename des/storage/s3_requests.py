@@ -40,14 +40,12 @@ class RequestRecord:
         verb: of the storage protocol, or `create_upload`, `upload_part`, `complete_upload`, `abort_upload`.
         status: how it ended; `timeout` also where the caller went away first.
         size: bytes of body that moved.
-        seconds: how long it took, without waiting for a slot.
         attempt: 1, 2, ... within one call.
     """
 
     verb: str
     status: Status
     size: int
-    seconds: float
     attempt: int
 
 
@@ -61,7 +59,7 @@ class Attempt:
         size: bytes of body that moved, for the record.
     """
 
-    __slots__ = ("_attempts", "_requests", "_started", "_subject", "_verb", "size")
+    __slots__ = ("_attempts", "_requests", "_subject", "_verb", "size")
 
     def __init__(self, requests: Requests, attempts: Attempts, verb: str, subject: Subject) -> None:
         """Prepare the attempt."""
@@ -70,7 +68,6 @@ class Attempt:
         self._attempts = attempts
         self._verb = verb
         self._subject = subject
-        self._started = 0.0
 
     async def __aenter__(self) -> Self:
         """Take a slot.
@@ -79,7 +76,6 @@ class Attempt:
             StorageTimeoutError: none became free before the deadline.
         """
         await self._requests.endpoint.enter(self._attempts.deadline)
-        self._started = time.monotonic()
         return self
 
     async def __aexit__(
@@ -90,8 +86,7 @@ class Attempt:
         failure = failure_of(error, self._subject) if isinstance(error, FOREIGN) else None
         observe = self._requests.observe
         if observe is not None:
-            seconds = time.monotonic() - self._started
-            observe(RequestRecord(self._verb, _status(failure or error), self.size, seconds, self._attempts.number))
+            observe(RequestRecord(self._verb, _status(failure or error), self.size, self._attempts.number))
         if failure is not None:
             raise failure from error
 

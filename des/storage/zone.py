@@ -39,6 +39,7 @@ from des.storage.zone_heads import BYTES_PER_SECOND, HeadReader
 from des.storage.zone_keys import is_head
 from des.storage.zone_observer import NobodyObserves
 from des.storage.zone_writer import open_everywhere
+from des.tasks import run_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -279,9 +280,7 @@ class Zone:
             except DESError as error:
                 failures.append((place, error))
 
-        async with anyio.create_task_group() as tasks:
-            for place in places:
-                tasks.start_soon(run, place)
+        await run_all(run, places, len(places))
         return failures
 
     async def aclose(self) -> None:

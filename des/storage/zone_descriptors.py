@@ -16,7 +16,6 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +25,19 @@ from des.errors import (
     ObjectNotFoundError,
     PreconditionFailedError,
     SettingsError,
-    StorageDeniedError,
     StorageError,
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from des.routing import is_day
-from des.storage.descriptor import DESCRIPTOR_KEY, Descriptor, Epoch, IndexRange, read_descriptor
+from des.storage.descriptor import (
+    DESCRIPTOR_KEY,
+    Descriptor,
+    Epoch,
+    IndexRange,
+    create_descriptor,
+    has_shards,
+    read_descriptor,
+)
 from des.storage.place import content_version
 from des.storage.protocol import IfAbsent, Suffix
 from des.tasks import open_tasks, run_all
@@ -47,12 +52,53 @@ if TYPE_CHECKING:
 _FIRST_DAY = "00010101"
 
 
-@dataclass(frozen=True, slots=True)
 class _Answers:
-    """What the places said: a descriptor, None for "there is none", or an error. Who was not asked or did not answer in time is missing."""
+    """What the places said.
 
-    descriptors: Mapping[Place, Descriptor | None]
-    errors: Mapping[Place, StorageError]
+    Attributes:
+        descriptors: each place's; None for "there is none". Who was not asked, or did not answer in time, is missing.
+        errors: of those that failed.
+    """
+
+    def __init__(self) -> None:
+        self.descriptors: dict[Place, Descriptor | None] = {}
+        self.errors: dict[Place, StorageError] = {}
+
+    async def ask_zone(self, zone: Zone) -> None:
+        """Ask the places that are worth it, and the others where none of those knows a descriptor."""
+        well = [place for place in zone.places if place.breaker.allows()]
+        if not await self._ask(zone, well):
+            await self._ask(zone, [place for place in zone.places if place not in well])
+
+    async def _ask(self, zone: Zone, places: Sequence[Place]) -> bool:
+        """Ask places at once, and tell whether any has a descriptor. One that is late is waited for only while there is no other answer."""
+        found = anyio.Event()
+
+        async def give_up() -> None:
+            await anyio.sleep(zone.place_timeout)
+            await found.wait()
+            for place in places:
+                if place not in self.descriptors and place not in self.errors:
+                    place.was_late()
+            beside.cancel_scope.cancel()
+
+        async with open_tasks() as beside:
+            beside.start_soon(give_up)
+            async with anyio.create_task_group() as asking:
+                for place in places:
+                    asking.start_soon(self._ask_place, place, found)
+        return found.is_set()
+
+    async def _ask_place(self, place: Place, found: anyio.Event) -> None:
+        try:
+            self.descriptors[place] = await read_descriptor(place)
+        except StorageError as error:
+            self.errors[place] = error
+        except SettingsError as error:
+            raise SettingsError(f"{place}: {error}") from error
+        place.holds_store = self.descriptors.get(place) is not None
+        if place.holds_store:
+            found.set()
 
 
 class Descriptors:
@@ -100,40 +146,9 @@ class Descriptors:
         return Descriptor(present[0][2].store_id, self._epochs, IndexRange(self._n_bits, 0, (1 << self._n_bits) - 1))
 
     async def _ask(self) -> _Answers:
-        """Ask all places that are worth it; one that is late is waited for only while its zone has no other answer."""
-        descriptors: dict[Place, Descriptor | None] = {}
-        errors: dict[Place, StorageError] = {}
-        found = {zone.name: anyio.Event() for zone in self._zones}
-
-        async def ask(place: Place) -> None:
-            try:
-                descriptors[place] = await read_descriptor(place)
-            except StorageError as error:
-                errors[place] = error
-            except SettingsError as error:
-                raise SettingsError(f"{place}: {error}") from error
-            place.holds_store = descriptors.get(place) is not None
-            if place.holds_store:
-                found[place.zone].set()
-
-        async def ask_zone(zone: Zone) -> None:
-            asked = [place for place in zone.places if place.breaker.allows()] or zone.places
-            async with open_tasks() as beside:
-                beside.start_soon(give_up, zone, asked, beside.cancel_scope)
-                async with anyio.create_task_group() as asking:
-                    for place in asked:
-                        asking.start_soon(ask, place)
-
-        async def give_up(zone: Zone, asked: Sequence[Place], scope: anyio.CancelScope) -> None:
-            await anyio.sleep(zone.place_timeout)
-            await found[zone.name].wait()
-            for place in asked:
-                if place not in descriptors and place not in errors:
-                    place.was_late()
-            scope.cancel()
-
-        await run_all(ask_zone, self._zones, len(self._zones))
-        return _Answers(descriptors, errors)
+        answers = _Answers()
+        await run_all(answers.ask_zone, self._zones, len(self._zones))
+        return answers
 
     def _check_whether_there(self, zone: Zone, descriptors: Mapping[Place, Descriptor | None]) -> None:
         said = [place for place in zone.places if place in descriptors]
@@ -211,7 +226,7 @@ class Descriptors:
             found = await self._make_at(first, first.primary, store_id)
         for zone in self._zones:
             await self.make(zone, zone.primary, found.store_id)
-            is_new = not await _has_shards(zone.primary)
+            is_new = not await has_shards(zone.primary)
             failures = await zone.everywhere(
                 zone.copies, partial(self._make_at_copy, zone, found.store_id, is_new=is_new)
             )
@@ -262,28 +277,9 @@ class Descriptors:
         self._check(zone, place, found, store_id, self._zones[0].primary)
 
     async def _make_at(self, zone: Zone, place: Place, store_id: bytes, *, is_brought_up: bool = False) -> Descriptor:
-        if not is_brought_up and await _has_shards(place):
-            found = await read_descriptor(place)  # another writer may just have made it, and its first shards
-            if found is None:
-                raise SettingsError(
-                    f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
-                )
-            return found
         fresh = Descriptor(store_id, self._epochs, IndexRange(self._n_bits, zone.start, zone.end))
-        try:
-            await place.put(DESCRIPTOR_KEY, fresh.encode(), IfAbsent())
-        except StorageDeniedError:
-            raise
-        except StorageError as error:
-            failure: StorageError | None = (
-                error  # another was first, or the outcome is unknown: what is there now decides
-            )
-        else:
-            failure = None
-        found = await read_descriptor(place)
-        if found is None:
-            raise failure or StorageUnavailableError(f"{place} does not keep its {DESCRIPTOR_KEY}.")
-        return found
+        lost = f"{place} has shards but no {DESCRIPTOR_KEY}; restore it with `des init --zones {self._name} --adopt`, or name an empty place there."
+        return await create_descriptor(place, fresh, lost=None if is_brought_up else lost)
 
     async def check_conditional_writes(self) -> None:
         """See `Storage.check_conditional_writes`: at every place. A copy that cannot be reached may be missing as far as `write_quorum` goes.
@@ -311,7 +307,3 @@ class Descriptors:
             await place.check_conditional_writes(DESCRIPTOR_KEY)
         except ObjectNotFoundError as error:
             raise StorageUnavailableError("it was not brought up yet; run `des zones sync`.") from error
-
-
-async def _has_shards(place: Place) -> bool:
-    return any(is_day(prefix.rstrip("/")) for prefix in (await place.list_level("")).prefixes)

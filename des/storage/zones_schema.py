@@ -22,14 +22,14 @@ _IN_ZONE = 2  # longer paths below `zones` lead into a zone
 
 
 def _bucket(text: str) -> str:
-    if not text or "/" in text:
+    if not text or "/" in text or "@" in text:
         raise ValueError("it is no bucket's name; write bucket: NAME, and what follows a slash as prefix")
     return text
 
 
 def _endpoint_url(text: str) -> str:
     if not is_endpoint_url(text):
-        raise ValueError("write it as https://host:port, without query and fragment")
+        raise ValueError("write it as https://host:port, without credentials, query and fragment")
     return text
 
 

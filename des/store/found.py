@@ -78,14 +78,19 @@ class FoundFile:
         return guess_content_type(self.uid) or DEFAULT_CONTENT_TYPE
 
     @property
+    def created_at(self) -> datetime:
+        """When the file was created, in whole seconds of UTC."""
+        date = self.identity.date
+        midnight = datetime(int(date[:4]), int(date[4:6]), int(date[6:]), tzinfo=UTC)
+        return midnight + timedelta(seconds=self.entry.second)
+
+    @property
     def info(self) -> FileInfo:
         """All of it as the public value, without user metadata."""
         entry = self.entry
-        date = self.identity.date
-        midnight = datetime(int(date[:4]), int(date[4:6]), int(date[6:]), tzinfo=UTC)
         return FileInfo(
             uid=self.uid,
-            created_at=midnight + timedelta(seconds=entry.second),
+            created_at=self.created_at,
             raw_size=entry.raw_size,
             stored_size=entry.stored_size,
             codec=entry.codec.wire_name,

@@ -174,7 +174,10 @@ async def _list_page(
     head = loaded.head
     if index + 1 < head.directory.count and head.directory.ref(index + 1).first_key <= cursor:
         return []
-    ref = head.directory.ref(index)
+    try:
+        ref = head.page(index)
+    except CorruptShardError as error:
+        raise named(error, head.identity.head_key) from error
     page = await store.in_time(page_of(store.storage, loaded, ref))
     try:
         live = _live_entries(head, ref, page, cursor)
@@ -190,8 +193,6 @@ async def _list_page(
 
 def _live_entries(head: Head, ref: PageRef, page: memoryview | bytes, cursor: bytes) -> list[Entry]:
     """Return the live entries behind a cursor on a page whose checksum is good, checked otherwise too."""
-    if ref.length != ref.items * ENTRY_BYTES:
-        raise CorruptShardError("a page does not hold as many entries as it says.")
     check_page_order(page, ref)
     entries = [decode_entry(page, at) for at in range(0, len(page), ENTRY_BYTES)]
     live = [entry for entry in entries if not entry.deleted and entry.file_id > cursor]

@@ -30,15 +30,6 @@ class Read:
     end: int
     wants: tuple[Want, ...]
 
-    @property
-    def over_read(self) -> int:
-        """Bytes that nobody wants."""
-        covered, position = 0, self.start
-        for want in self.wants:
-            covered += max(0, want.end - max(position, want.start))
-            position = max(position, want.end)
-        return self.end - self.start - covered
-
 
 def coalesce(wants: Iterable[Want], max_gap: int = MAX_GAP_BYTES, max_read: int = MAX_READ_BYTES) -> list[Read]:
     """Merge neighbouring ranges of one object into fewer requests.

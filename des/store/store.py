@@ -32,18 +32,17 @@ from des.errors import (
     StorageUnavailableError,
 )
 from des.routing import CreatedAt, Uid, date_dir, file_id, normalize_uid, parse_created_at
-from des.shard.chunking import SeekTable
 from des.shard.layout import Codec
-from des.store.cache import ByteLRU, SingleFlight
-from des.store.catalogs import CatalogReader, read_dictionary
+from des.store.cache import ByteLRU
+from des.store.catalogs import CatalogReader
 from des.store.deadline import within
 from des.store.found import FoundFile
-from des.store.heads import named
 from des.store.index import Index
 from des.store.listing import list_day
 from des.store.many import get_many
 from des.store.payloads import check_stored, decode_stored, decoded, is_same_payload, sliced
-from des.store.places import elsewhere, first_good
+from des.store.places import elsewhere
+from des.store.prerequisites import Prerequisites
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -84,8 +83,7 @@ class Store:
         self.index = Index(storage, settings, self.cache)
         self._tasks = tasks
         self._catalogs = CatalogReader(storage, self.cache)
-        self._dictionary_flight: SingleFlight[bytes] = SingleFlight()
-        self._table_flight: SingleFlight[SeekTable] = SingleFlight()
+        self._prerequisites = Prerequisites(storage, self.cache)
         self._yields_at = 0.0
 
     @property
@@ -133,7 +131,7 @@ class Store:
         found = await self.find(uid, created_at)
         if not metadata:
             return found.info
-        return await self.in_time(self._with_metadata(found, created_at))
+        return await self.in_time(self._with_metadata(found))
 
     @asynccontextmanager
     async def stream(
@@ -162,13 +160,18 @@ class Store:
     async def _open_stream(
         self, stack: AsyncExitStack, uid: Uid, created_at: CreatedAt, start: int, end: int | None
     ) -> AsyncIterator[bytes]:
+        _, pieces = await self._open_as_it_is(stack, await self._find(uid, created_at), start, end)
+        return pieces
+
+    async def _open_as_it_is(
+        self, stack: AsyncExitStack, found: FoundFile, start: int, end: int | None
+    ) -> tuple[FoundFile, AsyncIterator[bytes]]:
         while True:
-            found = await self._find(uid, created_at)
             stop = found.entry.raw_size if end is None else min(end, found.entry.raw_size)
             try:
-                return await self._open(stack, found, min(start, stop), stop)
+                return found, await self._open(stack, found, min(start, stop), stop)
             except ContentChangedError:
-                continue
+                found = await self._find(found.uid, found.created_at)
 
     def get_many(self, files: Iterable[tuple[Uid, CreatedAt]]) -> AsyncIterator[GetResult]:
         """Read many files with as few requests as their places allow.
@@ -298,6 +301,19 @@ class Store:
         async with AsyncExitStack() as stack:
             yield await self.in_time(self._open(stack, found, start, end))
 
+    @asynccontextmanager
+    async def open_whole(self, found: FoundFile) -> AsyncIterator[tuple[FoundFile, AsyncIterator[bytes]]]:
+        """Open all of a file that was found a while ago.
+
+        Yields:
+            The file as it is now, found again where it was replaced, and an async iterator of its verified pieces.
+
+        Raises:
+            Errors as for `get`; damage and trouble midway come from the iterator.
+        """
+        async with AsyncExitStack() as stack:
+            yield await self.in_time(self._open_as_it_is(stack, found, 0, None))
+
     async def _open(self, stack: AsyncExitStack, found: FoundFile, start: int, end: int) -> AsyncIterator[bytes]:
         """Open a range; what has to be closed is left to `stack`."""
         if not found.is_large or start == end:
@@ -305,7 +321,7 @@ class Store:
             return await stack.enter_async_context(aclosing(sliced(content[start:end])))
         while True:
             try:
-                table = await self._seek_table(found)
+                table = await self._prerequisites.seek_table(found)
                 span = table.span(start, end)
                 first, last = found.entry.offset + span.start, found.entry.offset + span.end
                 pieces = await stack.enter_async_context(self.storage.stream_range(found.segment_key, first, last))
@@ -332,7 +348,7 @@ class Store:
     async def _decode(self, found: FoundFile, stored: bytes | memoryview) -> bytes:
         check_stored(found, stored)
         entry = found.entry
-        dictionary = await self._dictionary(found) if entry.codec is Codec.ZSTD_DICT else None
+        dictionary = await self._prerequisites.dictionary(found) if entry.codec is Codec.ZSTD_DICT else None
         if entry.raw_size < OFFLOAD_BYTES:
             return decode_stored(found, stored, dictionary)
         return await anyio.to_thread.run_sync(decode_stored, found, stored, dictionary)
@@ -363,41 +379,14 @@ class Store:
             raise _changed(found) from cause
         return FoundFile(found.uid, *again)
 
-    async def _dictionary(self, found: FoundFile) -> bytes:
-        place = found.segment.dictionary
-        key = ("dictionary", place.content_hash if place else found.segment_key)
-        dictionary = self.cache.get(key, bytes)
-        if dictionary is None:
-            read = partial(read_dictionary, self.storage, found.segment_key, place)
-            dictionary = await self._dictionary_flight.run(key, read)
-            self.cache.put(key, dictionary, len(dictionary))
-        return dictionary
-
-    async def _seek_table(self, found: FoundFile) -> SeekTable:
-        start, end = SeekTable.place(found.entry)
-        key = ("seek table", found.segment.name, start)
-        table = self.cache.get(key, SeekTable)
-        if table is None:
-
-            async def read(place: Storage) -> SeekTable:
-                data = await place.read_range(found.segment_key, start, end, purpose="index")
-                try:
-                    return SeekTable(found.entry, data)
-                except CorruptShardError as error:
-                    raise named(error, found.segment_key) from error
-
-            table = await self._table_flight.run(key, partial(first_good, self.storage, found.segment_key, read))
-            self.cache.put(key, table, 3 * (end - start) + 500)
-        return table
-
-    async def _with_metadata(self, found: FoundFile, created_at: CreatedAt) -> FileInfo:
+    async def _with_metadata(self, found: FoundFile) -> FileInfo:
         while True:
             identifier = found.entry.file_id
             try:
                 rows = await self._catalogs.find(found.identity, found.segment.name, [identifier])
             except ObjectNotFoundError as error:
                 await self.index.require_newer(found.loaded, time.monotonic(), error)
-                found = await self._find(found.uid, created_at)
+                found = await self._find(found.uid, found.created_at)
                 continue
             row = rows.get(identifier)
             if row is None:

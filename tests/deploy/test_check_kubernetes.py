@@ -45,7 +45,7 @@ def test_everything_renders_and_keeps_its_promises(targets: dict[str, list[dict[
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param("overlays/s3", marks=pytest.mark.soak), "overlays/s3 + monitoring, job-metrics, zones"]
+    "target", [pytest.param("overlays/s3", marks=pytest.mark.soak), "overlays/s3 + monitoring, zones, job-metrics"]
 )
 def test_every_object_is_strictly_valid(targets: dict[str, list[dict[str, Any]]], target: str) -> None:
     for each in targets[target]:
@@ -85,7 +85,7 @@ def test_the_settings_are_settings(
 def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> None:
     values = {"$(MANIFESTS)": "/data/manifests", "$(JOB_COMPLETION_INDEX)": "0"}
     lines = set()
-    for each in targets["overlays/s3 + job-metrics"]:
+    for each in targets["overlays/s3 + monitoring, zones, job-metrics"]:
         pod = check_kubernetes.pod_spec(each)
         for container in pod["containers"] if pod and each["metadata"]["name"] != "des-jobs" else ():
             words = [*container["command"], *container.get("args", ())]
@@ -100,13 +100,29 @@ def test_the_commands_are_commands(targets: dict[str, list[dict[str, Any]]]) -> 
         "des verify --sample 0.01 --json --metrics-file=/metrics/des-verify.prom",
         "des compact --json --metrics-file=/metrics/des-compact.prom",
         "des gc --apply --json --metrics-file=/metrics/des-gc.prom",
+        "des zones sync --json --metrics-file=/metrics/des-sync.prom",
     }
     group = cast("click.Group", des)
+    parent = click.Context(
+        group, **group.context_settings
+    )  # a command keeps the help options that its first parent gave it
     for line in lines:
         verb, *arguments = line.replace("des-pack", "des pack").split()[1:]
         command = group.get_command(click.Context(group), verb)
+        if isinstance(command, click.Group):
+            verb, *arguments = arguments
+            command = command.get_command(click.Context(command), verb)
         assert command is not None
-        command.make_context(verb, arguments)
+        command.make_context(verb, arguments, parent=parent)
+
+
+def test_the_job_that_syncs_zones_has_what_the_other_jobs_have(targets: dict[str, list[dict[str, Any]]]) -> None:
+    objects = targets["overlays/s3 + monitoring, zones, job-metrics"]
+    sync, gc = (check_kubernetes.pod_spec(one(objects, "CronJob", name)) or {} for name in ("des-zones-sync", "des-gc"))
+    assert sync["volumes"] == gc["volumes"]
+    for field in ("image", "envFrom", "volumeMounts", "securityContext"):
+        assert sync["containers"][0][field] == gc["containers"][0][field], field
+    assert {"secretRef": {"name": "des-s3-writer", "optional": True}} in sync["containers"][0]["envFrom"]
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,16 @@ def test_the_sample_is_what_its_manifest_says() -> None:
     rows = json.loads((EXAMPLE / "manifests/manifest.json").read_text())
     found = {"/data" / path.relative_to(EXAMPLE): path.stat().st_size for path in (EXAMPLE / "input").rglob("*.*")}
     assert {Path(row["source_path"]): row["size_bytes"] for row in rows} == found
+
+
+def test_prometheus_asks_services_that_there_are_and_sees_what_the_packer_leaves() -> None:
+    configuration = yaml.safe_load((ROOT / "deploy/observability/prometheus.yml").read_text())
+    named = {name for job in configuration["scrape_configs"] for name in job["dns_sd_configs"][0]["names"]}
+    assert named == {"des-http", "des-jobs"}
+    assert named <= SERVICES.keys()
+    packer, exporter = SERVICES["des-packer"], SERVICES["des-jobs"]
+    directory, _, name = packer["command"][packer["command"].index("--metrics-file") + 1].rpartition("/")
+    assert name == "des-pack.prom"
+    assert f"jobs:{directory}" in packer["volumes"]
+    assert exporter["volumes"] == [f"jobs:{directory}:ro"]
+    assert f"--collector.textfile.directory={directory}" in exporter["command"]

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.soak
 def test_the_restore_drill_succeeds() -> None:
     command = [sys.executable, "-m", "deploy.restore_drill", "--files", "40", "--n-bits", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

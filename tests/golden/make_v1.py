@@ -24,7 +24,8 @@ from des.shard.codecs import Compression, Encoder
 from des.shard.layout import Flag, Identity, from_microseconds, to_microseconds
 from des.shard.merging import Addition, merge
 from des.shard.tables import Condemned, HeadTables
-from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_head, encode_payload
+from des.shard.writing import FileRecord, SegmentWriter, content_hash, encode_head
+from tests.payloads import encode_payload
 
 HERE = Path(__file__).parent
 STORE_ID = hashlib.sha256(b"golden store of format v1").digest()[:16]
@@ -130,16 +131,9 @@ def build_segment(identity: Identity, generation: int, files: list[File]) -> tup
         metadata = encode_metadata(file.metadata)
         record = FileRecord(file_id(file.uid), file.uid, instant, file.content_type, metadata, file.flags)
         encoder = Encoder(file.compression)
-        if is_large(file.size):
-            large = LargeEncoder(encoder)
-            pieces += [large.add(file.raw[at : at + CHUNK_BYTES]) for at in range(0, file.size, CHUNK_BYTES)]
-            table, summary = large.finish()
-            pieces.append(table)
-            writer.add(record, summary)
-        else:
-            stored, checksum, codec = encode_payload(encoder, file.raw)
-            pieces.append(stored)
-            writer.add(record, Payload(content_hash(file.raw), checksum, codec, len(stored), file.size))
+        stored, payload = encode_payload(encoder, file.raw)
+        pieces.append(stored)
+        writer.add(record, payload)
     rest, built = writer.finish()
     name = hashlib.sha256(f"{identity.head_key} {generation}".encode()).digest()[:16]
     return b"".join([*pieces, *rest]), Addition(name, built)

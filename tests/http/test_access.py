@@ -76,6 +76,7 @@ async def guarding(
     lines += [new_signing_key("web", {}), new_signing_key("mails", {"prefixes": ["mail/"]})]
     lines.append(new_signing_key("past", {"expires": "2020-01-01"}))
     path = folder / "keys.jsonl"
+    path.touch(0o600)
     path.write_text("\n".join(lines))
     async with running(storage, http_api_keys_file=path) as server:
         yield Guarded(server, storage, path, tokens)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from des.errors import StorageDeniedError
+from des.errors import InvalidRequestError, StorageDeniedError
+from des.http.batch_items import parse_batch
 from des.shard.codecs import Compression
 from des.storage.testing import Fail, Fault, FaultyStorage, Hold
 from tests.http.live import close, listening, parse_reply, read_to_end, request, running
@@ -168,7 +169,8 @@ async def test_a_batch_costs_little(storage: RecordingStorage) -> None:
         (b"", 400, "no JSON"),
         (b"{", 400, "line 1, column 2"),
         (b"\xff", 400, "no JSON"),
-        (b"[" * 40_000, 400, "nested"),
+        (b"[" + b"[]," * 13_000 + b"[]]", 413, "160 values"),
+        (b"[" * 40_000, 413, "160 values"),
         (b'{"uid": "a"}', 400, "array"),
         (b"null", 400, "array"),
         (b'[{"uid": "a", "created_at": "2024-01-31"}, {"uid": "b"}]', 400, "Item 1 has no created_at"),
@@ -385,3 +387,8 @@ async def test_memory_stays_bounded_while_nobody_reads(storage: RecordingStorage
         assert storage.moved(purpose="payload") <= sent + (2 * 4 << 20) + (2 << 20)
         await read_to_end(reader)
         await close(writer)
+
+
+def test_what_is_nested_as_deep_as_a_large_batch_may_have_values_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="nested"):
+        parse_batch(b"[" * 16_000, 1000)

@@ -36,6 +36,7 @@ GRAMMAR = re.compile(
         ("..\\x", 'attachment; filename=".._x"'),
         ("a\r\nSet-Cookie: x=1", 'attachment; filename="a__Set-Cookie: x=1"'),
         ("\x00\x7f\x85", 'attachment; filename="___"'),
+        ("a\u202efdp.exe", 'attachment; filename="a_fdp.exe"'),
     ],
 )
 def test_the_field(name: str, expected: str) -> None:
@@ -48,7 +49,9 @@ def test_no_name_leaves_the_grammar_and_each_comes_back(name: str) -> None:
     assert GRAMMAR.fullmatch(value)
     exact = value.partition(b"filename*=UTF-8''")[2] or value.partition(b'filename="')[2].rstrip(b'"')
     if name:
-        assert unquote_to_bytes(exact).decode() == re.sub("[\x00-\x1f\x7f-\x9f/\\\\]", "_", name)
+        assert unquote_to_bytes(exact).decode() == re.sub(
+            "[\x00-\x1f\x7f-\x9f/\\\\\u200e\u200f\u2028-\u202e\u2066-\u2069]", "_", name
+        )
 
 
 def test_a_name_longer_than_file_systems_take_is_refused() -> None:

@@ -124,6 +124,20 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     assert set(keys.keyring.api_keys) == {"c"}
 
 
+def test_secrets_that_everybody_may_read_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys"
+    for text, mode, warned in [
+        (line(), 0o644, 0),
+        (new_signing_key("s", {}), 0o640, 0),
+        (new_signing_key("s", {}), 0o644, 1),
+    ]:
+        path.write_text(text)
+        path.chmod(mode)
+        caplog.clear()
+        KeysFile(path).load()
+        assert [record.getMessage().partition(" has secrets")[1] != "" for record in caplog.records] == [True] * warned
+
+
 def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         KeysFile(tmp_path / "none").load()

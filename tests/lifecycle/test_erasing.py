@@ -15,10 +15,11 @@ from des.lifecycle.rewriting import Rewriting
 from des.pack.commit import new_name, open_shard
 from des.routing import file_id
 from des.shard.codecs import Compression, Encoder
-from des.shard.writing import FileRecord, Payload, SegmentWriter, content_hash, encode_payload
+from des.shard.writing import FileRecord, SegmentWriter
 from des.storage.testing import Fault, FaultyStorage, Hold
 from tests.lifecycle.living import MINUTE, check, every_byte, now, shards
 from tests.making import WHEN, make_store
+from tests.payloads import encode_payload
 
 if TYPE_CHECKING:
     from des.shard.layout import Identity
@@ -45,11 +46,8 @@ async def add_orphan(storage: Storage, identity: Identity, files: dict[str, byte
     writer = SegmentWriter(identity, base.tables.generation)
     data = b""
     for uid, content in files.items():
-        stored, checksum, codec = encode_payload(Encoder(Compression("none")), content)
-        writer.add(
-            FileRecord(file_id(uid), uid, 1_706_659_200_000_000, None, b""),
-            Payload(content_hash(content), checksum, codec, len(stored), len(content)),
-        )
+        stored, payload = encode_payload(Encoder(Compression("none")), content)
+        writer.add(FileRecord(file_id(uid), uid, 1_706_659_200_000_000, None, b""), payload)
         data += stored
     pieces, _ = writer.finish()
     key = identity.segment_key(new_name())

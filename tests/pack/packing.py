@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from des.pack.decisions import OnConflict
+    from des.pack.inputs import Input
     from des.pack.partition import Partition
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
@@ -116,7 +117,7 @@ class Run:
     async def pack(
         self,
         storage: Storage,
-        *manifests: Path,
+        *manifests: Path | Input,
         on_conflict: OnConflict = "error",
         compression: Compression | None = None,
         n_bits: int | None = 1,
@@ -132,7 +133,7 @@ class Run:
     ) -> None:
         """Pack. Most tests need no proof that locks hold, which takes two processes."""
         job = PackJob(
-            inputs=[Manifests(str(path)) for path in manifests],
+            inputs=[Manifests(str(one)) if isinstance(one, Path) else one for one in manifests],
             compression=compression or Compression(),
             on_conflict=on_conflict,
             n_bits=n_bits,

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,3 +170,37 @@ class TestBombs:
         info, _ = member("header", kind=kind, size=3 << 30)
         with pytest.raises(ManifestError, match="header of 3,221,225,472 bytes"):
             read(write(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + bytes(4096)))
+
+    def test_a_chain_of_headers_is_refused(self, tmp_path: Path) -> None:
+        link = tarfile.TarInfo("x")
+        link.type = tarfile.XHDTYPE
+        with pytest.raises(ManifestError, match="too many headers"):
+            read(write(tmp_path, link.tobuf(tarfile.GNU_FORMAT) * 1500 + self.end()))
+
+    def test_the_map_of_a_sparse_file_is_not_taken_in_whole(self, tmp_path: Path) -> None:
+        block = (b"00000000001\0" * 42 + b"\1").ljust(512, b"\0")  # and another one follows
+        archive = write(tmp_path, self.sparse() + block * 20_000 + self.end())
+        tracemalloc.start()
+        try:
+            with pytest.raises(ManifestError, match="headers of more than 1,048,576 bytes"):
+                read(archive)
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
+
+    def test_a_negative_size_is_refused(self, tmp_path: Path) -> None:
+        data = tar_of([member("odd", b"x" * 600, pax_headers={"size": "-1"})])
+        with pytest.raises(ManifestError, match="less than no content"):
+            read(write(tmp_path, data))
+
+    @staticmethod
+    def sparse() -> bytes:
+        header = bytearray(tarfile.TarInfo("sparse").tobuf(tarfile.GNU_FORMAT))
+        header[156:157], header[482:483] = tarfile.GNUTYPE_SPARSE, b"\1"
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+        return bytes(header)
+
+    @staticmethod
+    def end() -> bytes:
+        return tarfile.TarInfo("last").tobuf(tarfile.GNU_FORMAT) + bytes(1024)

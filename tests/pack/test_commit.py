@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from des.storage.wrapper import Verb
+
 FAILURES = [
     PreconditionFailedError("412, or 409"),
     StorageTimeoutError("no answer"),
@@ -116,11 +118,14 @@ class TestOpening:
             await open_shard(local, identity)
         assert objects_under(tmp_path / "store") == before
 
-    async def test_a_head_that_came_with_its_first_segments_is_not_lost(
-        self, local: LocalStorage, maker: Maker
+    @pytest.mark.parametrize(
+        "verb", [pytest.param("list_level", id="looking for segments"), pytest.param("put", id="making the first head")]
+    )
+    async def test_a_head_that_another_made_meanwhile_is_taken(
+        self, local: LocalStorage, maker: Maker, verb: Verb
     ) -> None:
         hold = Hold()
-        storage = FaultyStorage(local, [Fault(hold, verb="list_level")])
+        storage = FaultyStorage(local, [Fault(hold, verb=verb)])
         heads: list[WholeHead] = []
 
         async def look() -> None:
@@ -128,21 +133,6 @@ class TestOpening:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
-            await hold.reached.wait()
-            await maker.add({"file": b"content"})
-            hold.release.set()
-        assert heads[0].tables.files == 1
-
-    async def test_who_comes_second_takes_the_head_of_the_first(self, local: LocalStorage, maker: Maker) -> None:
-        hold = Hold()
-        storage = FaultyStorage(local, [Fault(hold, verb="put")])
-        heads: list[WholeHead] = []
-
-        async def make() -> None:
-            heads.append(await open_shard(storage, maker.identity("file")))
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(make)
             await hold.reached.wait()
             await maker.add({"file": b"content"})
             hold.release.set()

@@ -147,6 +147,8 @@ class TestRows:
             "/plain",
             "text/plain\n",
             "text/plain;\r\nx",
+            "text/plain\n;x",
+            "text/plain\u2028;x",
             "tëxt/plain",
             "a/" + "b" * 255,
             5,

@@ -70,6 +70,14 @@ def test_a_failure_can_be_written_whatever_its_text() -> None:
     assert json.loads(written.getvalue())["source_path"] == "/sources/\udcff"
 
 
+def test_a_failure_does_nothing_to_a_terminal() -> None:
+    uid = "\x1b[2J\x9b2J\x7f\u2028\u202e\ud800 ü"
+    line = Failure(1, uid, None, "invalid", "no such file.").to_json()
+    assert line.isprintable()
+    assert json.loads(line)["uid"] == uid
+    assert "ü" in line
+
+
 def test_tallies_add_up() -> None:
     first, second = Tally(1, 2, 3, 4), Tally(10, 20, 30, 40, [Failure.of_row(ROW, "invalid", "x.")])
     first.add(second)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.commit import Change
-    from des.settings import Settings
     from des.store.heads import WholeHead
 
 FILES = {uid: f"content of {uid}".encode() for index in (0, 1) for uid in names_of_one_shard(3, index=index)}
@@ -131,7 +130,7 @@ async def test_without_the_primary_nothing_is_begun(storage: Mirrored, sources: 
 def test_the_command_exits_as_for_storage_trouble(
     storage: Mirrored, sources: Sources, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def opened(_: Settings) -> Mirrored:
+    async def opened(*_: object) -> Mirrored:
         return storage
 
     monkeypatch.setenv("DES_SINGLE_WRITER", "true")

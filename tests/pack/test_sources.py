@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 from contextlib import aclosing
@@ -12,8 +13,11 @@ import pytest
 
 from des.pack.plan import PlannedRow
 from des.pack.sources import PIECE_BYTES, SourceError, hash_large, read_large, read_small
+from des.pack.tree import Tree
 from des.routing import file_id
 from des.shard.chunking import LARGE_BYTES
+from des.storage.local import LocalStorage
+from tests.pack.packing import CountedProgress, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,3 +200,54 @@ async def test_a_large_source_is_closed_wherever_its_reader_is_cancelled(tmp_pat
         scope.cancel()
     assert scope.cancelled_caught or seen == 3
     assert open_files(path) == 0
+
+
+ROWS_OF_SWAPPED = 7
+
+
+class Swapping(CountedProgress):
+    """Puts links where directories and files were, once they were looked at."""
+
+    def __init__(self, root: Path, elsewhere: Path) -> None:
+        super().__init__()
+        self._root, self._elsewhere = root, elsewhere
+
+    def planned(self, rows: int) -> None:
+        if rows < ROWS_OF_SWAPPED:
+            return
+        (self._root / "directory").rename(self._root / "moved")
+        (self._root / "directory").symlink_to(self._elsewhere)
+        for name in ("small", "large"):
+            (self._root / name).unlink()
+            (self._root / name).symlink_to(self._elsewhere / name)
+
+
+@pytest.mark.parametrize("named", ["by a manifest", "by their directory"])
+async def test_a_link_that_is_put_in_the_way_after_the_check_leads_nowhere(tmp_path: Path, named: str) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for directory in (root, root / "directory", root / "kept", elsewhere):
+        directory.mkdir()
+        (directory / "small").write_bytes(b"content")
+        (directory / "large").write_bytes(bytes(LARGE_BYTES + 1))
+    (root / "kept" / "link").symlink_to("small")
+    names = [f"{directory}{name}" for directory in ("", "directory/", "kept/") for name in ("small", "large")]
+    manifest = tmp_path / "rows.json"
+    rows = [{"uid": name, "created_at": "2024-01-31", "source_path": name} for name in [*names, "kept/link"]]
+    manifest.write_text(json.dumps(rows))
+    by_manifest = named == "by a manifest"
+    run = Run(progress=Swapping(root, elsewhere))
+    async with aclosing(LocalStorage(tmp_path / "store")) as storage:
+        given = manifest if by_manifest else Tree(root, "2024-01-31")
+        await run.pack(storage, given, source_root=root if by_manifest else None)
+    assert sorted(row["uid"] for row in run.failures) == ["directory/large", "directory/small", "large", "small"]
+    assert all("a symbolic link has taken its place" in row["error"] for row in run.failures)
+    assert run.report.packed == 3
+
+
+async def test_a_large_one_is_not_followed_elsewhere_between_its_two_openings(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(LARGE_BYTES + 1))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "source").symlink_to(tmp_path / "secret")
+    confined = row(tmp_path / "root" / "source")._replace(root=f"{tmp_path}/root/")
+    with pytest.raises(SourceError, match="a symbolic link"):
+        await hash_large(read_large(confined, LARGE_BYTES + 1))

@@ -6,22 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from des import metrics
 from des.storage.testing import RecordingStorage
 from tests.s3.sample import make_sample
+from tests.scraping import counting
 from tests.store.conftest import clock
 
 if TYPE_CHECKING:
     from des.storage.protocol import Storage
     from tests.servers.s3_servers import S3Server
 
-__all__ = ["clock"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def counting() -> None:
-    """Import what counts before there is an event loop to block."""
-    metrics.activate()
+__all__ = ["clock", "counting"]
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def manifest(tmp_path: Path) -> Path:
     return sources.manifest(sources.rows({uid: text.encode() for uid, text in FILES.items()}))
 
 
+@pytest.mark.soak
 def test_a_store_in_zones_from_its_making_to_a_new_copy(
     run: Callable[..., Outcome], ground: Ground, manifest: Path
 ) -> None:

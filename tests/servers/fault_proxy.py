@@ -115,9 +115,14 @@ class Exchange:
         await self.send_head()
         await self.send(self.body)
 
-    def is_whole(self, sent: int) -> bool:
-        """Tell whether so many bytes are all of a body, after which the client may send its next request."""
-        return 0 < len(self.body) <= sent
+    async def begin(self, after: int | None) -> bool:
+        """Forward, and reply up to so many bytes of the body; None: not even the head. Tell whether that was all of a body."""
+        await self.forward()
+        if after is None:
+            return False
+        await self.send_head()
+        await self.send(self.body[:after])
+        return 0 < len(self.body) <= after
 
     def abort(self) -> None:
         """Reset the connection."""
@@ -136,12 +141,8 @@ class Cut:
     after: int | None = 0
 
     async def __call__(self, exchange: Exchange) -> None:
-        await exchange.forward()
-        if self.after is not None:
-            await exchange.send_head()
-            await exchange.send(exchange.body[: self.after])
-            if exchange.is_whole(self.after):
-                return
+        if await exchange.begin(self.after):
+            return
         if self.after:  # a reset may overtake bytes that the kernel still holds: end in order, but early
             exchange.client.write_eof()
             await exchange.client_gone.wait()
@@ -155,12 +156,8 @@ class Stall:
     after: int | None = 0
 
     async def __call__(self, exchange: Exchange) -> None:
-        await exchange.forward()
-        if self.after is not None:
-            await exchange.send_head()
-            await exchange.send(exchange.body[: self.after])
-            if exchange.is_whole(self.after):
-                return
+        if await exchange.begin(self.after):
+            return
         await exchange.client_gone.wait()
 
 

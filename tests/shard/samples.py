@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from des.errors import CorruptShardError
 from des.routing import file_id
 from des.shard.catalog import CatalogRow, decode_chunk
-from des.shard.chunking import CHUNK_BYTES, LargeEncoder, decode_large, is_large
+from des.shard.chunking import decode_large, is_large
 from des.shard.codecs import Compression, Encoder, decode
 from des.shard.layout import (
     ENTRY_BYTES,
@@ -28,13 +28,12 @@ from des.shard.reading import Head, Segment, Tail, check_page_order, check_sizes
 from des.shard.tables import DictionaryPlace, HeadTables
 from des.shard.writing import (
     FileRecord,
-    Payload,
     SegmentSummary,
     SegmentWriter,
     content_hash,
     encode_head,
-    encode_payload,
 )
+from tests.payloads import encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -97,17 +96,9 @@ def build_segment(
         record = FileRecord(
             sample.file_id, sample.uid, sample.created_at, sample.content_type, sample.metadata, sample.flags
         )
-        if is_large(len(sample.raw)):
-            large = LargeEncoder(encoder)
-            pieces += [large.add(sample.raw[at : at + CHUNK_BYTES]) for at in range(0, len(sample.raw), CHUNK_BYTES)]
-            table, summary = large.finish()
-            pieces.append(table)
-            writer.add(record, summary)
-        else:
-            stored, checksum, codec = encode_payload(encoder, sample.raw)
-            pieces.append(stored)
-            digest = content_hash(sample.raw)
-            writer.add(record, Payload(digest, checksum, codec, len(stored), len(sample.raw)))
+        stored, payload = encode_payload(encoder, sample.raw)
+        pieces.append(stored)
+        writer.add(record, payload)
     for sample in tombstones:
         writer.add_tombstone(sample.file_id, content_hash(sample.raw), sample.created_at)
     rest, built = writer.finish()

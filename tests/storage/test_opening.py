@@ -59,6 +59,14 @@ class TestTargets:
         with pytest.raises(SettingsError, match="address is empty"):
             resolve_target("")
 
+    @pytest.mark.parametrize(
+        "text", ["s3://name:secret@bucket/x", "s3://secret@bucket?x", "ftp://n:secret@h/x", "s3://[secret@"]
+    )
+    def test_credentials_in_an_address_are_refused_and_not_repeated(self, text: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            resolve_target(text)
+        assert "secret" not in str(caught.value)
+
     def test_settings_are_taken_as_they_are(self) -> None:
         settings = Settings(base_dir=Path("x"))
         assert resolve_target(settings) is settings

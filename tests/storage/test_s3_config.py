@@ -66,6 +66,20 @@ def test_the_bucket_is_not_optional() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    ["https://name:secret@host", "https://secret@host:9000", "https://na/secret@host", "ftp://na:me@secret@host"],
+)
+def test_an_endpoint_with_credentials_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError, match="without credentials") as caught:
+        S3Config(bucket="bucket", endpoint_url=url)
+    assert "secret" not in str(caught.value)
+    assert "host" in str(caught.value)
+    with pytest.raises(SettingsError, match="is no bucket") as caught:
+        S3Config(bucket="name:secret@bucket")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("prefix", "address", "root"),
     [
         ("", "s3://bucket", ""),

@@ -580,7 +580,6 @@ async def test_what_the_observer_sees_is_what_the_server_saw(
         ("delete", "ok", 0, 1),
     ]
     assert len(records) == len(fault_proxy.requests)
-    assert all(isinstance(r.seconds, float) for r in records)
 
 
 async def test_every_error_is_of_the_tree(storage: S3Storage, fault_proxy: FaultProxy) -> None:

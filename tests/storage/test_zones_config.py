@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -260,3 +261,23 @@ def test_places_that_only_the_settings_make_one_are_refused(tmp_path: Path) -> N
     config.check_apart(Settings())
     with pytest.raises(SettingsError, match=r"s3://x of zone z lies in s3://x of zone z, since DES_S3_ENDPOINT_URL"):
         config.check_apart(Settings(s3_endpoint_url="http://HERE/"))
+
+
+def test_a_megabyte_of_keys_takes_no_square_of_its_time(tmp_path: Path) -> None:
+    keys = {f"{number:x}": 0 for number in range(70_000)}
+    path = written(tmp_path, json.dumps(whole(zone("a", 0, 255)) | {"n_bits": keys}), "zones.json")
+    assert any(one.startswith("n_bits: ") for one in problems(path))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"s3": {"bucket": "b", "endpoint_url": "https://name:secret@host"}},
+        {"s3": {"bucket": "name:secret@b"}},
+        {"s3": "s3://name:secret@b"},
+        {"copies": ["https://name:secret@host"]},
+    ],
+)
+def test_credentials_in_a_place_are_refused_and_not_repeated(places: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, whole(zone("a", 0, 255) | places))
+    assert not any("secret" in one for one in problems(path))

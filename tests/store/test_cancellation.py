@@ -120,10 +120,9 @@ def descriptors() -> int:
 
 
 ALL = [get, get_with_dictionary, get_large, stat, stream, stream_a_bit, get_many, list_day, list_a_bit]
+OFTEN = {(get, "before"), (get, "after"), *((read, "before") for read in (get_large, stat, stream, get_many, list_day))}
 BEFORE_AND_AFTER = [
-    pytest.param(
-        read, when, marks=[pytest.mark.soak] if when == "after" and read not in {get, stream, get_many} else []
-    )
+    pytest.param(read, when, marks=[] if (read, when) in OFTEN else [pytest.mark.soak])
     for read in ALL
     for when in ("before", "after")
 ]

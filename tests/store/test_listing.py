@@ -21,6 +21,7 @@ from des.storage.protocol import Level, Overwrite
 from des.storage.testing import Fail, Fault, FaultyStorage, Hold, RecordingStorage, StorageWrapper
 from des.store.listing import cursor_of, days_of, parse_cursor, shards_of
 from tests.making import DAY, WHEN, File, make_store, reading
+from tests.shard.forging import Parts
 from tests.store.meddling import Meddler
 
 if TYPE_CHECKING:
@@ -328,6 +329,22 @@ class TestTrouble:
                 await list_all(store)
             assert faulty.fired
             assert [info.uid for info in await list_all(store)] == ["a"]
+
+    @pytest.mark.parametrize("lie", [{"object_number": 1}, {"length": 0xFFFF_FFFF}, {"offset": 1 << 40}, {"items": 0}])
+    async def test_a_directory_that_points_outside(self, storage: RecordingStorage, lie: dict[str, Any]) -> None:
+        """Found by fuzzing: the object of a page was looked up in a list that was shorter, and its length not limited."""
+        maker = await make_store(storage, {"a": b"content"})
+        key = maker.identity("a").head_key
+        good = await storage.read_suffix(key, 1 << 20)
+        assert good is not None
+        parts = Parts.of(good.data)
+        parts.directory[0] = parts.directory[0]._replace(**lie)
+        await storage.put(key, parts.build(), Overwrite())
+        reads = storage.count(verb="read_range")
+        async with reading(storage) as store:
+            with pytest.raises(CorruptShardError, match=rf"^{key}: the directory points outside"):
+                await list_all(store)
+        assert storage.count(verb="read_range") == reads
 
     async def test_every_byte_of_a_head(self, storage: RecordingStorage) -> None:
         """A listing is whole and right, or an error."""

@@ -83,6 +83,7 @@ ROWS = (
         "P5",
         "hostile container",
         (
+            *_in("fuzz/test_fuzz"),
             *_in("shard/test_hostile"),
             *_in("shard/test_tables", "test_any_bytes_decode_or_are_corrupt", "test_any_change_decodes_or_is_corrupt"),
             *_in(
