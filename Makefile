@@ -9,6 +9,8 @@ DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 FUZZ := $(VENV)/.fuzz
 MINUTES ?= 30
+# The suite starts hundreds of processes: compiling every module again in each would take longer than the tests.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c deploy/constraints.txt
 
 .PHONY: help demo test soak trust fuzz check fmt bench bench-pack bench-s3 bench-http bench-zones serve deploy-check scrape-check image-test restore-drill clean

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from des.errors import DeletedError, NotFoundError
 from des.pack.commit import Change, new_name, now_microseconds, open_shard, swap
 from des.routing import file_id, shard_index
 from des.settings import Settings
@@ -175,3 +176,16 @@ async def make_store(
     if files:
         await maker.add(files, day)
     return maker
+
+
+async def told_of(store: Store, uids: Iterable[str]) -> dict[str, bytes | str]:
+    """Return what a reader is told of files of `WHEN`: the content, or `deleted`, or `not found`."""
+    found: dict[str, bytes | str] = {}
+    for uid in uids:
+        try:
+            found[uid] = await store.get(uid, WHEN)
+        except DeletedError:
+            found[uid] = "deleted"
+        except NotFoundError:
+            found[uid] = "not found"
+    return found

@@ -5,9 +5,7 @@
 Each batch is a process of its own with bounds of memory and time (see `worker`). What reaches new code is kept in `.fuzz/corpus`, where the next run goes
 on; findings are copied to `tests/fuzz/corpus/<target>`, where the suite reads them for ever after. The outcome is 1 where there was one, or a batch failed.
 
-    python -m tests.fuzz --distil [TARGET…]
-
-takes over into `tests/fuzz/corpus` the smallest inputs of `.fuzz/corpus` that reach what is not reached there.
+`distilling` takes over from there what is worth being kept with the code.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ _BATCH_SECONDS = 150
 _STARTING_SECONDS = 5
 # Over what a batch was given, for instrumenting and for an input that hangs.
 _SPARE_SECONDS = 180
-_DISTILLED_BYTES = 24 << 10
 _PROGRESS = re.compile(r"^#\d+\s+(\w+)\s+cov: (\d+) ft: (\d+)(?: corp: (\d+)/)?", re.MULTILINE)
 _RUNS = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.MULTILINE)
 
@@ -77,8 +74,8 @@ def plan(targets: list[Target], seconds: float) -> list[Batch]:
     shares = sum(target.share for target in targets)
     longest = max(seconds * target.share / shares for target in targets)
     rounds = max(1, -int(-longest // _BATCH_SECONDS))
-    # The shortest first: where starting takes longer than thought, no target is left out.
-    order = sorted(targets, key=lambda target: target.share)
+    # The longest first, so that all end at about the same time.
+    order = sorted(targets, key=lambda target: -target.share)
     return [Batch(target, seconds * target.share / shares / rounds) for _ in range(rounds) for target in order]
 
 
@@ -90,6 +87,7 @@ class Run:
         self.outcomes = {target.name: Outcome() for target in targets}
         self._until = time.monotonic() + minutes * 60
         self._batches = plan(targets, minutes * 60 * jobs)
+        self._planned = sum(batch.seconds for batch in self._batches)
         self._jobs = jobs
         self._lock = threading.Lock()
 
@@ -99,8 +97,12 @@ class Run:
             list(pool.map(self._run_batch, self._batches))
 
     def _run_batch(self, batch: Batch) -> None:
-        seconds = min(batch.seconds, self._until - time.monotonic()) - _STARTING_SECONDS
         target, outcome = batch.target, self.outcomes[batch.target.name]
+        with self._lock:
+            # Where starting takes longer than thought, all that is still to come has a little less.
+            left = (self._until - time.monotonic()) * self._jobs * batch.seconds / self._planned
+            self._planned -= batch.seconds
+        seconds = min(batch.seconds, left) - _STARTING_SECONDS
         if seconds < 1 and outcome.runs:
             return
         began = time.monotonic()
@@ -120,12 +122,12 @@ class Run:
                 _count(outcome, log, time.monotonic() - began)
 
 
-def run_worker(target: Target, seconds: int, found: Path, *options: str, work: Path | None = None) -> tuple[int, str]:
+def run_worker(target: Target, seconds: int, found: Path) -> tuple[int, str]:
     """Run one batch; return its exit status and its log. One that does not end is killed."""
-    grown = WORK / "corpus" / target.name if work is None else work
+    grown = WORK / "corpus" / target.name
     grown.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.fuzz.worker", target.name, "--seconds", str(seconds)]
-    command += ["--work", str(grown), "--found", str(found), *options]
+    command += ["--work", str(grown), "--found", str(found)]
     # Each arena of glibc reserves address space that the limit counts.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2"}
     try:
@@ -165,30 +167,6 @@ def last_words(log: str) -> str:
     return " / ".join(line for line in log.splitlines() if "Instrumenting" not in line)[-400:]
 
 
-def distil(targets: list[Target]) -> int:
-    """Take over what the kept inputs do not reach; return 1 where a target could not be done."""
-    status = 0
-    for target in targets:
-        with tempfile.TemporaryDirectory(prefix="des-fuzz-") as directory:
-            kept, scratch = CORPUS / target.name, Path(directory)
-            # The kept inputs come first, so that only what they do not reach is taken from the others.
-            shutil.copytree(kept, scratch, dirs_exist_ok=True)
-            before = {path.name for path in scratch.iterdir()}
-            code, log = run_worker(target, 600, WORK / "corpus" / target.name, "--merge", work=scratch)
-            if code:
-                print(f"{target.name}: {last_words(log)}")  # noqa: T201 - as above
-                status = 1
-            new = sorted(
-                (path for path in scratch.iterdir() if path.name not in before), key=lambda p: p.stat().st_size
-            )
-            left = _DISTILLED_BYTES - sum(path.stat().st_size for path in kept.glob("[0-9a-f]*"))
-            for path in new:
-                left -= path.stat().st_size
-                if left >= 0:
-                    shutil.copy(path, kept)
-    return status
-
-
 def print_table(outcomes: dict[str, Outcome]) -> None:
     """Print what came of it."""
     table = Table("target", "seconds", "executions", "edges", "new edges", "corpus", "findings")
@@ -209,7 +187,6 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"all where none is named: {', '.join(TARGETS)}")
     parser.add_argument("--minutes", type=float, default=30, help="by the clock")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
-    parser.add_argument("--distil", action="store_true", help="keep what runs found beyond the kept inputs")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.targets if name not in TARGETS]
     if unknown:
@@ -217,8 +194,6 @@ def main() -> int:
     if find_spec("atheris") is None:
         parser.error("fuzzing needs atheris: pip install -e '.[fuzz]'.")
     targets = [TARGETS[name] for name in arguments.targets or TARGETS]
-    if arguments.distil:
-        return distil(targets)
     run = Run(targets, arguments.minutes, max(1, arguments.jobs))
     run.go()
     print_table(run.outcomes)

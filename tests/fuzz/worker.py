@@ -55,13 +55,12 @@ def reading(target: Target, found: Path) -> Callable[[bytes], None]:
 
 
 def main() -> None:
-    """Fuzz, or reduce a corpus to what reaches the same code."""
+    """Fuzz one target."""
     parser = argparse.ArgumentParser()
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("--work", type=Path, required=True, help="the corpus that grows")
     parser.add_argument("--found", type=Path, required=True, help="where findings go")
-    parser.add_argument("--merge", action="store_true", help="only reduce the kept inputs and `--found` to `--work`")
     arguments = parser.parse_args()
     target = TARGETS[arguments.target]
     options = [
@@ -70,14 +69,9 @@ def main() -> None:
         f"-max_len={target.most_bytes}",
         f"-artifact_prefix={arguments.found}/",
         "-print_final_stats=1",
+        f"-max_total_time={arguments.seconds}",
+        "-report_slow_units=5",
     ]
-    kept = CORPUS / target.name
-    if arguments.merge:
-        directories = [arguments.work, arguments.found, kept]
-        options.append("-merge=1")
-    else:
-        directories = [arguments.work, kept]
-        options += [f"-max_total_time={arguments.seconds}", "-report_slow_units=5"]
     mutated = target.mutated
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
@@ -86,7 +80,11 @@ def main() -> None:
         return mutated(data, max_size, Mutator(Random(seed), atheris.Mutate))
 
     custom = {} if mutated is None else {"custom_mutator": mutate}
-    atheris.Setup([sys.argv[0], *options, *map(str, directories)], reading(target, arguments.found), **custom)
+    atheris.Setup(
+        [sys.argv[0], *options, str(arguments.work), str(CORPUS / target.name)],
+        reading(target, arguments.found),
+        **custom,
+    )
     limit(arguments.seconds + _SPARE_CPU_SECONDS)
     atheris.Fuzz()
 

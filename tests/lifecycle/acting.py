@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from des.errors import DeletedError, NotFoundError
 from des.lifecycle.choosing import Rules
 from des.lifecycle.collecting import Limits, collect_leftovers, collect_shard
 from des.lifecycle.compacting import compact_shard
@@ -19,7 +18,7 @@ from des.storage.descriptor import require_descriptor
 from des.store.verifying import verify
 from tests.lifecycle.living import MINUTE, now
 from tests.lifecycle.test_erasing import add_orphan
-from tests.making import DAY, WHEN, Maker, make_store, reading
+from tests.making import DAY, WHEN, Maker, make_store, reading, told_of
 from tests.pack.packing import Run, Sources, names_of_one_shard
 
 if TYPE_CHECKING:
@@ -171,16 +170,8 @@ async def found_in(storage: Storage) -> dict[str, bytes | str]:
 
 async def gotten_from(storage: Storage) -> dict[str, bytes | str]:
     """Return what readers are told of every file: its content, or `deleted`, or `not found`."""
-    found: dict[str, bytes | str] = {}
     async with reading(storage, index_ttl=0, negative_ttl=0) as store:
-        for uid in {**FILES, **REPLACING, **PACKED}:
-            try:
-                found[uid] = await store.get(uid, WHEN)
-            except DeletedError:
-                found[uid] = "deleted"
-            except NotFoundError:
-                found[uid] = "not found"
-    return found
+        return await told_of(store, {**FILES, **REPLACING, **PACKED})
 
 
 def check_told(found: Mapping[str, bytes | str], told: Told) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from des.errors import DeletedError, NotFoundError, StorageUnavailableError
+from des.errors import StorageUnavailableError
 from des.lifecycle.choosing import Rules
 from des.lifecycle.collecting import Limits, collect_leftovers, collect_shard
 from des.lifecycle.compacting import compact_shard
@@ -31,7 +31,7 @@ from des.storage.s3 import open_s3
 from des.storage.testing import Fail, Fault, FaultyStorage, ScheduledStorage, Scheduler
 from des.store.verifying import verify
 from tests.lifecycle.living import MINUTE, every_byte, now, shards
-from tests.making import DAY, WHEN, make_store, reading
+from tests.making import DAY, WHEN, make_store, reading, told_of
 from tests.pack.packing import Run, Sources
 from tests.storage.memory import MemoryStorage
 
@@ -246,15 +246,8 @@ class History:
 
     async def read_all(self) -> dict[str, Found]:
         """Return what readers are told of every file; listings must agree, and nothing be damaged."""
-        found: dict[str, Found] = {}
         async with reading(self.storage, index_ttl=0, negative_ttl=0) as store:
-            for uid in UIDS:
-                try:
-                    found[uid] = await store.get(uid, WHEN)
-                except DeletedError:
-                    found[uid] = "deleted"
-                except NotFoundError:
-                    found[uid] = "not found"
+            found = await told_of(store, UIDS)
             listed = {info.uid async for info in store.list(DAY)}
             assert listed == {uid for uid, told in found.items() if isinstance(told, bytes)}
             assert (await verify(store)).damage == []

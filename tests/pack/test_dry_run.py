@@ -6,7 +6,6 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from rich.console import Console
 
 from des.pack.dry_run import DryRun, _puts_of, dry_run
@@ -21,10 +20,7 @@ from tests.pack.packing import CREATED_AT, Run, Sources, names_of_one_shard, obj
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
+    import pytest
 
 
 async def dry(base_dir: Path, manifest: Path, report: Report | None = None, **options: Any) -> DryRun:  # noqa: ANN401

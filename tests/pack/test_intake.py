@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
 async def fill(intake: Intake, inputs: Sequence[Input], report: Report) -> list[PlannedShard]:
     def work() -> list[PlannedShard]:
         with Plan() as plan, Spool() as spool:

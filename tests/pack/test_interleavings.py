@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from des.storage.protocol import Storage
     from tests.pack.grounds import Ground
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 EARLIER = dict.fromkeys(names_of_one_shard(2, stem="earlier"), b"earlier")
 NAMES = names_of_one_shard(6)
 BOTH = NAMES[4:]
@@ -60,11 +62,6 @@ CASES = {
     "other content, replace, over earlier content": replace(OTHER, mode="replace", earlier=files(BOTH, "old")),
     "other content, skip, each row twice": replace(OTHER, mode="skip", times=2, earlier=EARLIER),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("des.pack.commit._FIRST_PAUSE", 0.0)
 
 
 class Stage:

@@ -65,11 +65,6 @@ class Outcome:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture
 def base_dir(tmp_path: Path) -> Path:
     return tmp_path / "store"
 

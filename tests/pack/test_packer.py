@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from des.storage.testing import Call, Tally
     from des.store.heads import WholeHead
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 RAW = Compression("none")
 BIG = LARGE_BYTES + 5
 MODES: tuple[OnConflict, ...] = ("error", "skip", "replace")
@@ -65,16 +67,6 @@ async def storage(base_dir: Path) -> AsyncIterator[LocalStorage]:
     local = LocalStorage(base_dir)
     yield local
     await local.aclose()
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("des.pack.commit._FIRST_PAUSE", 0.0)
 
 
 async def packed(storage: Storage, sources: Sources, rows: list[Row], **options: object) -> Run:

@@ -74,11 +74,6 @@ def objects(seaweedfs: S3Server, bucket: str) -> Objects:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture
 def base_dir(tmp_path: Path) -> Path:
     return tmp_path / "store"
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from des.storage.protocol import Storage
     from des.storage.testing import Call, Tally
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 Result = TypeVar("Result")
 
 EARLIER = {uid: b"earlier " + uid.encode() for uid in names_of_one_shard(6, stem="earlier")}
@@ -53,16 +55,6 @@ LATER[next(iter(LATER))] = os.urandom(LARGE_BYTES + 3)
 @pytest.fixture
 def base_dir(tmp_path: Path) -> Path:
     return tmp_path / "store"
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("des.pack.commit._FIRST_PAUSE", 0.0)
 
 
 @asynccontextmanager

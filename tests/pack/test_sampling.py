@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import pytest
-
 from des.pack.plan import Plan
 from des.shard.codecs import Compression
 from des.shard.layout import Codec, decode_entry
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
 
 LETTERS = {f"{name}.json": content for name, content in zip(names_of_one_shard(900), letters(900), strict=True)}
 LATER = {f"later/{number}": content for number, content in enumerate(letters(300, seed=5))}
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
 
 
 async def pack(base_dir: Path, sources: Sources, rows: list[Row], **options: object) -> Run:

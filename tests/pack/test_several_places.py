@@ -22,22 +22,14 @@ if TYPE_CHECKING:
     from des.pack.commit import Change
     from des.store.heads import WholeHead
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 FILES = {uid: f"content of {uid}".encode() for index in (0, 1) for uid in names_of_one_shard(3, index=index)}
 
 
 @pytest.fixture
 def storage() -> Mirrored:
     return Mirrored()
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("des.pack.commit._FIRST_PAUSE", 0.0)
 
 
 async def unchanged(head: WholeHead) -> Change:

@@ -39,11 +39,6 @@ KILLED = -9
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
-
-
-@pytest.fixture
 def processes() -> Iterator[PackingProcesses]:
     with PackingProcesses() as processes:
         yield processes

@@ -11,7 +11,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import pytest
 
 from des.pack.workers import forked_workers
 from des.storage.descriptor import ensure_descriptor
@@ -144,11 +143,6 @@ def test_workers_end_with_the_process_that_made_them() -> None:
         assert process.stdout is not None
         assert process.stdout.read() == "forked\n"
     assert process.returncode == KILLED
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "sources")
 
 
 class TestPacking:

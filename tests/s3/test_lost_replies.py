@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from des.storage.s3 import open_s3
+from tests.pack.conftest import no_pauses
 from tests.pack.grounds import S3Ground
-from tests.pack.test_interleavings import CASES, Stage, no_pauses
+from tests.pack.test_interleavings import CASES, Stage
 from tests.servers.fault_proxy import LoseReply
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["no_pauses"]
 
 pytest_plugins = ["tests.servers.fixtures"]
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 MODES = ("disjoint, after earlier ones", "the same", "other content, error", "other content, replace")
 SEEDS = 20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.pack import test_packer
-from tests.pack.test_packer import no_pauses, sources
+from tests.pack.conftest import no_pauses, sources
 
 if TYPE_CHECKING:
     from des.settings import Settings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["no_pauses", "sources"]
 
 pytest_plugins = ["tests.servers.fixtures"]
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ answer where one copy is good, and answers late where none is.
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import product
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from des import open_store
@@ -62,28 +63,30 @@ def do_harm(stack: ExitStack, proxy: FaultProxy, kind: str, earlier: str) -> Fau
     return stack.enter_context(proxy.fault(effects[kind], times=None))
 
 
+@contextmanager
+def made_sample(server: S3Server, directory: Path, count: int) -> Iterator[Sample]:
+    """Make a store of so many files, for as long as the context lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        made = make_sample(server, directory, count)
+    yield made
+    for bucket in (*made.buckets, *made.earlier):
+        server.drop_bucket(bucket)
+
+
 @pytest.fixture(scope="module")
 def sample(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """A store of 100 files."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweedfs.environment.items():
-            patch.setenv(name, value)
-        made = make_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 100)
-    yield made
-    for bucket in (*made.buckets, *made.earlier):
-        seaweedfs.drop_bucket(bucket)
+    with made_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 100) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def large_sample(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """A store of 5,000 files."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweedfs.environment.items():
-            patch.setenv(name, value)
-        made = make_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 5000)
-    yield made
-    for bucket in (*made.buckets, *made.earlier):
-        seaweedfs.drop_bucket(bucket)
+    with made_sample(seaweedfs, tmp_path_factory.mktemp("zones"), 5000) as made:
+        yield made
 
 
 @asynccontextmanager
@@ -166,3 +169,23 @@ async def test_right_bytes_of_many_files(
     seaweedfs: S3Server, s3_credentials: None, large_sample: Sample, tmp_path: Path, harm: dict[int, str]
 ) -> None:
     await read_under_harm(seaweedfs, large_sample, tmp_path, harm)
+
+
+async def test_a_place_that_is_down_is_left_alone_until_it_is_back(
+    seaweedfs: S3Server, s3_credentials: None, sample: Sample, tmp_path: Path
+) -> None:
+    def primary_is_well(store: Store) -> bool:
+        return next(state.is_well for state in store.storage.states() if state.is_primary)
+
+    async with proxies(seaweedfs) as ways:
+        endpoints = [way.endpoint for way in ways]
+        path = zones_file(tmp_path / "zones.json", sample.buckets, endpoints, place_timeout=PLACE_TIMEOUT)
+        async with reader(path) as store:
+            assert primary_is_well(store)
+            with ways[0].fault(Down(), times=None) as down, anyio.fail_after(DEADLINE):
+                while primary_is_well(store):
+                    await read_all(store, sample, one_in=7)
+            assert down.fired
+            with anyio.fail_after(DEADLINE):
+                while not primary_is_well(store):
+                    await read_all(store, sample, one_in=7)
