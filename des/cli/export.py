@@ -119,7 +119,7 @@ def _named(value: object) -> _Name | UnreadableRow:
 def _rows(manifests: Sequence[Manifests]) -> Generator[list[object], None, None]:
     with Spool() as spool:
         for part in (part for one in manifests for part in one.parts()):
-            yield from part.rows(spool)
+            yield from (piece() for piece in part.pieces(spool))
 
 
 @dataclass(slots=True)

@@ -119,7 +119,7 @@ def _fill(
     plan: Plan, descriptor: Descriptor, inputs: Sequence[Input], spool: Spool, refuse: Callable[[NotDeleted], None]
 ) -> list[PlannedShard]:
     number = 0
-    for values in (values for one in inputs for part in one.parts() for values in part.rows(spool)):
+    for values in (piece() for one in inputs for part in one.parts() for piece in part.pieces(spool)):
         anyio.from_thread.check_cancelled()
         rows = []
         for value in values:

@@ -13,14 +13,11 @@ import anyio
 import click
 from anyio import open_signal_receiver  # by name, so that it is loaded before the loop runs
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from rich.console import Console
 
 from des.console import run_command, say, write_bytes, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
 from des.pack.choosing import AUTO_DICTIONARY, NO_DICTIONARY, chosen_inputs, compression_of
-from des.pack.dry_run import dry_run
 from des.pack.partition import Partition
-from des.pack.progress import PlainProgress, TerminalProgress, summary_table
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
@@ -205,36 +202,29 @@ def pack_command(
         source_root=source_root,
         state=state,
     )
-    console = Console(stderr=True)
     report = Report(store="")
     with ExitStack() as stack:
         report.shown = sys.stderr
         stack.enter_context(_rare_garbage_collections())
-        workers = (
-            None if is_dry_run else stack.enter_context(forked_workers(job.threads))
-        )  # before anything has threads
+        workers = stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
         if errors is not None:
             report.errors = stack.enter_context(_open_errors(errors, manifests + json_manifests))
-        progress: Progress = Progress()
-        if not quiet and not as_json:
-            shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
-            stack.callback(shown.close)
-            progress = shown
+        progress = Progress() if quiet or as_json else _shown_progress(stack)
         work = _work_of(job, report, progress, workers, is_dry_run=is_dry_run)
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
             if report.shards and not is_dry_run:  # else nothing was begun, and the error says it all
-                _conclude(report, console, as_json=as_json, quiet=quiet)
+                _conclude(report, as_json=as_json, quiet=quiet)
                 stopped = "not all of it counts yet" if report.is_complete else "packing stopped"
                 say(f"{stopped}; run the same command again: what is done is skipped.")
             raise
     if stopped_by is None and found is not None:
-        _show(found, console, as_json=as_json)
+        _show(found, as_json=as_json)
     elif not is_dry_run:
-        _conclude(report, console, as_json=as_json, quiet=quiet)
+        _conclude(report, as_json=as_json, quiet=quiet)
     _tell_done_before(report)
     if stopped_by is not None:
         say(f"stopped by {stopped_by.name}; run the same command again: what is done is skipped.")
@@ -268,26 +258,47 @@ def _tell_done_before(report: Report) -> None:
         )
 
 
+def _shown_progress(stack: ExitStack) -> Progress:
+    """Return progress that is shown until the stack is left."""
+    from rich.console import Console  # noqa: PLC0415 - 0.1 s that only those pay who look
+
+    from des.pack.progress import PlainProgress, TerminalProgress  # noqa: PLC0415 - the same
+
+    console = Console(stderr=True)
+    shown = TerminalProgress(console) if console.is_terminal else PlainProgress(sys.stderr)
+    stack.callback(shown.close)
+    return shown
+
+
 def _work_of(
     job: PackJob, report: Report, progress: Progress, workers: Workers | None, *, is_dry_run: bool
 ) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
     if is_dry_run:
-        return lambda storage, _: dry_run(storage, job, report, progress)
+        from des.pack.dry_run import dry_run  # noqa: PLC0415 - as above
+
+        return lambda storage, _: dry_run(storage, job, report, progress, workers)
     return lambda storage, buckets: pack(storage, job, report, progress, buckets, workers)
 
 
-def _conclude(report: Report, console: Console, *, as_json: bool, quiet: bool) -> None:
+def _conclude(report: Report, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         write_line(report.to_json())
     elif not quiet:
-        console.print(summary_table(report))
+        from rich.console import Console  # noqa: PLC0415 - as above
+
+        from des.pack.progress import summary_table  # noqa: PLC0415 - as above
+
+        Console(stderr=True).print(summary_table(report))
 
 
-def _show(found: DryRun, console: Console, *, as_json: bool) -> None:
+def _show(found: DryRun, *, as_json: bool) -> None:
     """Show what a run would do; unlike a run's summary it is what was asked for, so it goes to stdout."""
     if as_json:
         write_line(found.to_json())
         return
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    console = Console(stderr=True)
     with console.capture() as text:
         console.print(found.to_table())
     write_bytes(text.get().encode("utf-8", "surrogateescape"))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from des.pack.inputs import Part
+    from des.pack.manifest import Piece
     from des.pack.spool import Spool
 
 _PIECE_BYTES = 256 << 10
 MAX_HEADER_BYTES = 1 << 20
 # The plain headers around extended ones, and the padding behind these.
 _OWN_HEADERS_BYTES = 64 * tarfile.BLOCKSIZE
-_BATCH_ROWS = 1_000
+_BATCH_ROWS = 5_000
 _TYPES = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -66,8 +68,8 @@ class Archive:
             f"the archive {self.name} is unpacked for one run only; --state needs manifests or a directory."
         )
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:
-        """Unpack into the spool, and yield a row for each file.
+    def pieces(self, spool: Spool) -> Iterator[Piece]:
+        """Unpack into the spool, and yield a row for each file, many at once.
 
         Raises:
             ManifestError: it is no tar archive to its very end, or does not fit on the disk.
@@ -85,14 +87,14 @@ class Archive:
                         if row is not None:
                             batch.append(row)
                         if len(batch) >= _BATCH_ROWS:
-                            yield batch
+                            yield partial(list, batch)
                             batch = []
                 stream.check_end()
             except RecursionError as error:
                 raise ManifestError(f"the archive {self.name} is damaged: a member has too many headers.") from error
             except (tarfile.TarError, ValueError, OverflowError) as error:
                 raise ManifestError(f"the archive {self.name} is damaged: {str(error).rstrip('.')}.") from error
-        yield batch
+        yield partial(list, batch)
 
     def _row(self, stream: _Forward, member: tarfile.TarInfo, spool: Spool) -> object | None:
         exact = member.pax_headers.get(UID_KEYWORD)

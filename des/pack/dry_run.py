@@ -7,7 +7,6 @@ be of equal size. A new shard's head is written twice: empty before its first se
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ import anyio.to_thread
 from rich.table import Table
 
 from des.pack.intake import Intake
-from des.pack.manifest import BadRow, CheckedRows, ManifestRow
 from des.pack.run import expected_descriptor, open_plan
 from des.routing import head_key, shard_hex
 from des.storage.descriptor import DESCRIPTOR_KEY
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from des.pack.plan import PlannedShard
     from des.pack.report import Report
     from des.pack.run import PackJob, Progress
+    from des.pack.taking import Taken
+    from des.pack.workers import Workers
     from des.storage.descriptor import Descriptor
     from des.storage.protocol import Storage
 
@@ -132,8 +132,10 @@ class DryRun:
         return table
 
 
-async def dry_run(storage: Storage, job: PackJob, report: Report, progress: Progress) -> DryRun:
-    """Plan a run, and count what it would do; rows that cannot be packed are in `report`.
+async def dry_run(
+    storage: Storage, job: PackJob, report: Report, progress: Progress, workers: Workers | None = None
+) -> DryRun:
+    """Plan a run, and count what it would do; rows that cannot be packed are in `report`. Arguments as for `run.pack`.
 
     Raises:
         ManifestError: an input cannot be read.
@@ -143,10 +145,16 @@ async def dry_run(storage: Storage, job: PackJob, report: Report, progress: Prog
     started = time.monotonic()
     found = DryRun(storage.address)
     expected = await expected_descriptor(storage, job.n_bits)
-    sizes = _Sizes(found)
-    intake = Intake(expected, job.partition, job.source_root, sizes.look_at)
+
+    def count_sizes(taken: Taken) -> None:
+        found.sized_by_stat += taken.sized
+        found.unknown_sizes += taken.unsized
+
+    intake = Intake(expected, job.partition, job.source_root, asks_sizes=True, workers=workers)
     async with open_plan() as (plan, spool):
-        shards = await anyio.to_thread.run_sync(intake.fill, plan, job.inputs, spool, report, progress.planned)
+        shards = await anyio.to_thread.run_sync(
+            intake.fill, plan, job.inputs, spool, report, progress.planned, count_sizes
+        )
     found.files, found.failed = report.files, report.failed
     heads = await _keys_of(storage, sorted({shard.day for shard in shards}))
     # In a thread, because it loads what knows the parts of uploads.
@@ -156,35 +164,6 @@ async def dry_run(storage: Storage, job: PackJob, report: Report, progress: Prog
         found.put_requests += 1
     found.seconds = round(time.monotonic() - started, 3)
     return found
-
-
-class _Sizes:
-    """Asks the file system for the sizes that a manifest does not say."""
-
-    def __init__(self, found: DryRun) -> None:
-        self._found = found
-
-    def look_at(self, rows: CheckedRows) -> CheckedRows:
-        if all(row.size_bytes is not None for row in rows.good):
-            return rows
-        good: list[ManifestRow] = []
-        bad = list(rows.bad)
-        for row in rows.good:
-            if row.size_bytes is not None:
-                good.append(row)
-            elif "://" in row.source_path:
-                self._found.unknown_sizes += 1
-                good.append(row)
-            else:
-                try:
-                    size = os.stat(row.source_path).st_size  # noqa: PTH116 - text, millions of times
-                except (OSError, ValueError) as error:
-                    why = error.strerror if isinstance(error, OSError) else error
-                    bad.append(BadRow(row.number, row.uid, row.source_path, f"the source cannot be opened: {why}."))
-                else:
-                    self._found.sized_by_stat += 1
-                    good.append(row._replace(size_bytes=size))
-        return CheckedRows(good, sorted(bad, key=lambda row: row.number))
 
 
 async def _keys_of(storage: Storage, days: Iterable[str]) -> set[str]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+    from des.pack.manifest import Piece
     from des.pack.manifest_streams import Format
     from des.pack.spool import Spool
     from des.settings import Settings
@@ -51,11 +52,11 @@ _S3 = "s3://"
 _PATTERN = frozenset("*?[")
 _POLL_MILLISECONDS = 200
 
-_JSON_READERS: dict[Format, Callable[[io.BufferedReader, str], Iterator[list[object]]]] = {
+_JSON_READERS: dict[Format, Callable[[io.BufferedReader, str], Iterator[Piece]]] = {
     "json": json_array,
     "jsonl": json_lines,
 }
-_TABLE_READERS: dict[Format, Callable[[io.BufferedReader, str, Sequence[str]], Iterator[list[object]]]] = {
+_TABLE_READERS: dict[Format, Callable[[io.BufferedReader, str, Sequence[str]], Iterator[Piece]]] = {
     "csv": csv_rows,
     "parquet": parquet_rows,
 }
@@ -79,8 +80,8 @@ class Part(Protocol):
             ManifestError: it is not there, or a later run could not have it again.
         """
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:
-        """Yield raw rows in lists; runs in a worker thread.
+    def pieces(self, spool: Spool) -> Iterator[Piece]:
+        """Yield raw rows, many at once; runs in a worker thread.
 
         Args:
             spool: for what must lie on disk until it is packed.
@@ -178,9 +179,9 @@ class _File:
             status = self.path.stat()
             return f"{self.path.resolve()} {self.only_json} {status.st_size} {status.st_mtime_ns}"
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - sources lie where the rows say
+    def pieces(self, spool: Spool) -> Iterator[Piece]:  # noqa: ARG002 - sources lie where the rows say
         with reading(self.name), self.path.open("rb") as file:
-            yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
+            yield from _pieces_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,9 @@ class _StandardInput:
     def identity(self) -> str:
         raise ManifestError("standard input (-) cannot be read a second time; --state needs manifests that stay.")
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
+    def pieces(self, spool: Spool) -> Iterator[Piece]:  # noqa: ARG002 - as above
         with reading(self.name), closing(standard_input()) as file:
-            yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
+            yield from _pieces_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +215,15 @@ class _S3Object:
     def identity(self) -> str:
         return f"{self.address} {self.only_json} {_ask_s3(_version_of, self.address, self.settings)}"
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - as above
+    def pieces(self, spool: Spool) -> Iterator[Piece]:  # noqa: ARG002 - as above
         with reading(self.name), tempfile.TemporaryFile() as copy:
             _ask_s3(_copy_object, self.address, self.settings, copy)
             copy.seek(0)
             with open(copy.fileno(), "rb", closefd=False) as file:
-                yield from _rows_of(file, self.name, only_json=self.only_json, columns=self.columns)
+                yield from _pieces_of(file, self.name, only_json=self.only_json, columns=self.columns)
 
 
-def _rows_of(file: IO[bytes], name: str, *, only_json: bool, columns: Sequence[str]) -> Iterator[list[object]]:
+def _pieces_of(file: IO[bytes], name: str, *, only_json: bool, columns: Sequence[str]) -> Iterator[Piece]:
     naming = naming_of(name)
     stream = unpacked(file, naming.packing, sniff=naming.format is None)
     form = naming.format

@@ -1,6 +1,6 @@
-"""Taking in what is to be packed: inputs → rows, checked and routed → the plan. Runs in a worker thread.
+"""Taking in what is to be packed: inputs → pieces → rows, checked and routed → the plan. Runs in a worker thread.
 
-Nothing of the inputs is held: all rows go into the plan, and the bad ones are reported once all inputs were read to their ends. An input that cannot
+What there is to do by row is done in worker processes, several pieces at once; here, pieces are cut and go into the plan, in order. Nothing of the inputs is held: all rows go into the plan, and the bad ones are reported once all inputs were read to their ends. An input that cannot
 be is the end of the run, before anything was written.
 """
 
@@ -8,64 +8,37 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-from dataclasses import dataclass, field
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio.from_thread
 
-from des.errors import InvalidRequestError, SettingsError
 from des.pack.inputs import Manifests
-from des.pack.manifest import RowChecker
 from des.pack.report import Failure
+from des.pack.taking import Order, SourceRoot, take
 from des.pack.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
-    from des.pack.inputs import Input
-    from des.pack.manifest import CheckedRows
+    from des.pack.inputs import Input, Part
+    from des.pack.manifest import Piece
     from des.pack.partition import Partition
     from des.pack.plan import Plan, PlannedShard
     from des.pack.report import Report
     from des.pack.spool import Spool
+    from des.pack.taking import Taken
+    from des.pack.workers import Workers
     from des.storage.descriptor import Descriptor
 
 _TAKEN = "taken in"
-
-
-class SourceRoot:
-    """A directory that the sources of manifests must lie in; relative paths start there."""
-
-    def __init__(self, directory: Path) -> None:
-        """Set up.
-
-        Raises:
-            SettingsError: it is no directory.
-        """
-        try:
-            real = os.path.realpath(directory, strict=True)
-            is_directory = stat.S_ISDIR(os.stat(real).st_mode)  # noqa: PTH116 - text as below
-        except OSError as error:
-            raise SettingsError(f"--source-root {directory} cannot be used: {error.strerror}.") from error
-        if not is_directory:
-            raise SettingsError(f"--source-root {directory} is not a directory.")
-        self._real = real
-        self._inside = os.path.join(real, "")  # noqa: PTH118 - with a slash at its end
-
-    def located(self, source: str) -> str:
-        """Return where a source really is, without any symbolic link.
-
-        Raises:
-            InvalidRequestError: outside.
-        """
-        if "://" in source:
-            raise InvalidRequestError("source_path is an address, but --source-root allows only files below it.")
-        real = os.path.realpath(os.path.join(self._real, source))  # noqa: PTH118 - takes an absolute path as it is
-        if not real.startswith(self._inside):
-            raise InvalidRequestError("source_path leads out of --source-root.")
-        return real
+# So many pieces a worker are parsed or wait to be: the plan takes them in order, and is not always as fast.
+_PIECES_AHEAD = 2
 
 
 def roots_of(inputs: Sequence[Input], source_root: Path | None) -> list[str]:
@@ -78,7 +51,7 @@ def roots_of(inputs: Sequence[Input], source_root: Path | None) -> list[str]:
     directories = [one.directory for one in inputs if isinstance(one, Tree)]
     if source_root is not None:
         directories.append(source_root)
-    return [os.path.join(name, "") for one in directories for name in (os.path.realpath(one), str(one))]  # noqa: PTH118 - as above
+    return [os.path.join(name, "") for one in directories for name in (os.path.realpath(one), str(one))]  # noqa: PTH118 - text, with a slash at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +62,24 @@ class Intake:
         descriptor: of the store.
         partition: the share of the shards to keep; None keeps all.
         source_root: where sources must lie; None: anywhere.
-        look_at: sees rows before they reach the plan, and may find some of them bad.
+        asks_sizes: whether to ask the file system for the sizes that a manifest does not say.
+        workers: processes that parse and check; None: this one does.
     """
 
     descriptor: Descriptor
     partition: Partition | None = None
     source_root: Path | None = None
-    look_at: Callable[[CheckedRows], CheckedRows] = field(default=lambda rows: rows)
+    asks_sizes: bool = False
+    workers: Workers | None = None
 
     def fill(
-        self, plan: Plan, inputs: Sequence[Input], spool: Spool, report: Report, planned: Callable[[int], None]
+        self,
+        plan: Plan,
+        inputs: Sequence[Input],
+        spool: Spool,
+        report: Report,
+        planned: Callable[[int], None],
+        took: Callable[[Taken], None] = lambda _: None,
     ) -> list[PlannedShard]:
         """Read all inputs into the plan; return its shards.
 
@@ -108,30 +89,78 @@ class Intake:
             spool: for what must lie on disk until it is packed.
             report: learns how many files there are, and which are bad.
             planned: told how many rows were read so far.
+            took: told of each piece that went into the plan.
 
         Raises:
             ManifestError: an input cannot be read to its end; nothing was reported.
             SettingsError: `source_root` is no directory, or a row belongs to another zone than the store holds.
         """
-        located = None if self.source_root is None else SourceRoot(self.source_root).located
-        checker = RowChecker(self.descriptor, self.partition, located)
-        first, files = 1, 0
+        root = None if self.source_root is None else SourceRoot.at(self.source_root)
+        order = Order(self.descriptor, self.partition, root, self.asks_sizes)
+        rows = files = 0
         names = []
         report.is_temporary = spool.holds
-        for part in (part for one in inputs for part in one.parts()):
-            names.append((first, part.name))
-            for values in part.rows(spool):
+        pieces = ((part.name, piece) for one in inputs for part in one.parts() for piece in _pieces(part, spool))
+        with closing(self._taken(order, pieces)) as all_taken:
+            for name, taken in all_taken:
                 anyio.from_thread.check_cancelled()
-                rows = self.look_at(checker.check_all(first, values))
-                plan.add(rows.good)
-                plan.add_bad(rows.bad)
-                first += len(values)
-                files += len(rows.good) + len(rows.bad)
-                planned(first - 1)
+                if taken is None:
+                    names.append((rows + 1, name))
+                    continue
+                numbered = [(rows + number, row, is_routed) for number, row, is_routed in taken.bad]
+                bad = [(number, row) for number, row, is_routed in numbered if is_routed or self._owns(number)]
+                plan.add_chunks(taken.chunks, rows)
+                plan.add_bad(bad)
+                rows += taken.rows
+                files += taken.good + len(bad)
+                took(taken)
+                planned(rows)
         plan.note(_TAKEN, json.dumps({"files": files, "names": names}))
         shards = plan.finish()
         report_intake(plan, report)
         return shards
+
+    def _owns(self, number: int) -> bool:
+        return self.partition is None or self.partition.owns(0, number)
+
+    def _taken(
+        self, order: Order, pieces: Iterator[tuple[str, Piece | None]]
+    ) -> Generator[tuple[str, Taken | None], None, None]:
+        """Yield what the pieces come to, in order and with their names. A few are under way at once where there are workers."""
+        if self.workers is None:
+            for name, piece in pieces:
+                yield name, None if piece is None else take(order, piece)
+            return
+        under_way: deque[tuple[str, Future[Taken] | None]] = deque()
+        threads = ThreadPoolExecutor(self.workers.count, "intake")
+        try:
+            for name, piece in pieces:
+                under_way.append(
+                    (name, None if piece is None else threads.submit(_take_in_worker, self.workers, order, piece))
+                )
+                if len(under_way) > _PIECES_AHEAD * self.workers.count:
+                    yield _result(*under_way.popleft())
+            while under_way:
+                yield _result(*under_way.popleft())
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _pieces(part: Part, spool: Spool) -> Iterator[Piece | None]:
+    """Yield None for the beginning of a part, then its pieces."""
+    yield None
+    yield from part.pieces(spool)
+
+
+def _take_in_worker(workers: Workers, order: Order, piece: Piece) -> Taken:
+    try:
+        return workers.call(take, order, piece)
+    except RecursionError:  # values nested as deep as can be do not survive the way to another process
+        return take(order, piece)
+
+
+def _result(name: str, taken: Future[Taken] | None) -> tuple[str, Taken | None]:
+    return name, None if taken is None else taken.result()
 
 
 def report_intake(plan: Plan, report: Report) -> None:

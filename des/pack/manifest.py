@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from des.shard.catalog import encode_metadata
 from des.shard.layout import MAX_CONTENT_TYPE_BYTES, MAX_FILE_BYTES, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from des.pack.partition import Partition
     from des.storage.descriptor import Descriptor
@@ -31,7 +32,10 @@ _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-
 
 # A row of any manifest takes no more than this, and a manifest is read in pieces of that.
 MAX_ROW_BYTES = 4 << 20
-READ_BYTES = 256 << 10
+READ_BYTES = 1 << 20
+
+# Some rows that follow each other, raw: calling it parses them, in this process or another, so it is a partial of a function of a module.
+Piece = Callable[[], list[object]]
 
 # The form of nearly all times, which is then known to be possible: whole seconds of UTC.
 _UTC_SECONDS = re.compile(r"T([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])Z")
@@ -76,13 +80,23 @@ class ManifestRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be packed, and why, in one sentence; `fields` are further ones as they stand in the manifest."""
+    """A row that cannot be packed, and why, in one sentence.
+
+    Attributes:
+        number: of the row in the run, from 1.
+        uid: as far as it has one.
+        source_path: the same.
+        error: the sentence.
+        fields: further ones as they stand in the manifest.
+        is_routed: whether it has a shard; one without is the partition's that owns its number.
+    """
 
     number: int
     uid: str | None
     source_path: str | None
     error: str
     fields: dict[str, object] = field(default_factory=dict)
+    is_routed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,7 @@ TOO_LONG = UnreadableRow(f"the row is longer than {MAX_ROW_BYTES:,} bytes.")
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
-    """Rows of a manifest that follow each other, sorted into good and bad; those of other partitions are in neither."""
+    """Rows of a manifest that follow each other, sorted into good and bad; those whose shards are of other partitions are in neither."""
 
     good: list[ManifestRow]
     bad: list[BadRow]
@@ -147,8 +161,9 @@ class RowChecker:
             try:
                 row = self._checked(number, value)
             except InvalidRequestError as error:
-                if self._is_ours(number, value):
-                    bad.append(_bad_row(number, value, str(error)))
+                is_ours = self._is_ours(value)
+                if is_ours is not False:
+                    bad.append(replace(_bad_row(number, value, str(error)), is_routed=is_ours is not None))
             else:
                 if row is not None:
                     good.append(row)
@@ -187,8 +202,8 @@ class RowChecker:
         # What NamedTuple's own constructor does, at half its price.
         return _new_row(ManifestRow, (number, day + index, uid, instant, source, size, content_type, kept))
 
-    def _is_ours(self, number: int, value: object) -> bool:
-        """Tell whether a bad row is this partition's to report: by its shard where it has one, else by its number."""
+    def _is_ours(self, value: object) -> bool | None:
+        """Tell whether a bad row is this partition's to report, by its shard; None: it has none."""
         if self._partition is None:
             return True
         fields = value if isinstance(value, dict) else {}
@@ -196,7 +211,7 @@ class RowChecker:
             uid = normalize_uid(fields.get("uid"))  # type: ignore[arg-type]  # which is what it checks
             day_number = self._instant(fields.get("created_at")) // _DAY_MICROSECONDS
         except InvalidRequestError:
-            return self._partition.owns(0, number)
+            return None
         _, n_bits = self._days.get(day_number) or self._learn_day(day_number)
         return self._partition.owns(day_number, shard_index_of(uid, n_bits))
 

@@ -1,4 +1,4 @@
-"""Manifests in JSON: one array, or one object a line. Bytes in, the raw value of each row out, in lists of rows that follow each other.
+"""Manifests in JSON: one array, or one object a line. Bytes in, pieces of rows that follow each other out: what calling a piece takes is left to others.
 
 Rules:
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import orjson
 
 from des.errors import ManifestError
-from des.pack.manifest import MAX_ROW_BYTES, READ_BYTES, TOO_LONG, UnreadableRow
+from des.pack.manifest import MAX_ROW_BYTES, READ_BYTES, TOO_LONG, Piece, UnreadableRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,9 @@ _OPENING = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\])?")
 _SPACE = " \t\n\r"
 # A number, a literal or an escape that is cut short shows within so many characters of the end.
 _LOOSE_END = 16
+# Where the last row of a text begins is guessed, from the last of these many { that has no more space than this before it.
+_GUESSES = 8
+_MOST_SPACE = 256
 
 
 class _ConstantError(ValueError):
@@ -73,6 +77,10 @@ def _value_at(text: str, position: int) -> tuple[object, int]:
         raise
     except ValueError:  # an integer past sys.get_int_max_str_digits()
         return _exact.raw_decode(text, position)
+
+
+# What orjson makes no mistake about: it takes integers past 64 bits for floats, and they may stand in any list or object, too.
+_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 class _RowTooLongError(Exception):
@@ -129,8 +137,8 @@ def _may_go_on(text: str, failure: Exception | None, end: int) -> bool:
     return False
 
 
-def json_array(stream: BufferedReader, name: str) -> Iterator[list[object]]:
-    """Yield the values of one JSON array.
+def json_array(stream: BufferedReader, name: str) -> Iterator[Piece]:
+    """Yield the values of one JSON array, in pieces.
 
     Args:
         stream: the manifest, unpacked.
@@ -165,10 +173,18 @@ def _is_too_short_to_tell(text: str) -> bool:
     return not beginning or (beginning[0] == "[" and not beginning[1:].lstrip(_SPACE))
 
 
-def _json_items(window: _Window, name: str) -> Iterator[list[object]]:
+def _json_items(window: _Window, name: str) -> Iterator[Piece]:
     values: list[object] = []
     text, position, between = window.text, window.position, _BETWEEN.match
+    is_new = True
     while True:
+        if is_new:
+            is_new = False
+            end = _last_row(text, position)
+            piece = _rows_within(text, position, end)
+            if piece is not None:
+                yield piece
+                position = end
         failure: Exception | None = None
         match, end, value = None, position, None
         try:
@@ -179,19 +195,50 @@ def _json_items(window: _Window, name: str) -> Iterator[list[object]]:
         if match is None:
             window.position = position
             if values:
-                yield values
+                yield partial(list, values)
                 values = []
             if not _may_go_on(text, failure, end) or not window.more():
                 raise ManifestError(f"the manifest {name} is not valid JSON: {window.complaint(failure)}.") from failure
             text = window.text
             position = len(text) - len(text.lstrip(_SPACE))
+            is_new = True
             continue
         values.append(value)
         position = match.end()
         if match[1] == "]":
             window.position = position
-            yield values
+            yield partial(list, values)
             return
+
+
+def _last_row(text: str, start: int) -> int:
+    """Guess where the last row of a text begins, of which a row begins at `start`: `start` itself where no guess is good."""
+    at = len(text)
+    for _ in range(_GUESSES):
+        at = text.rfind("{", start, at)
+        if at <= start:
+            break
+        before = text[max(start, at - _MOST_SPACE) : at].rstrip(_SPACE)
+        if before.endswith(",") and before[:-1].rstrip(_SPACE).endswith("}"):
+            return at
+    return start
+
+
+def _rows_within(text: str, start: int, end: int) -> Piece | None:
+    """Return the rows from one that begins at `start` to the comma before `end`; None: one by one, they may turn out to be rows or not.
+
+    A guess of `end` proves right: JSON is read from left to right, so what is a list of values within brackets is one here, too.
+    """
+    if not start < end <= start + MAX_ROW_BYTES:
+        return None
+    rows = f"[{text[start:end].rstrip(_SPACE)[:-1]}]"
+    try:
+        values = orjson.loads(rows)
+        if all(type(value) is dict and _PLAIN.issuperset(map(type, value.values())) for value in values):
+            return partial(orjson.loads, rows)
+        return partial(list, _exact.decode(rows))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_nothing_follows(window: _Window, name: str) -> None:
@@ -207,30 +254,34 @@ def _check_nothing_follows(window: _Window, name: str) -> None:
 # ---- JSON lines ---------------------------------------------------------------------------------------------------------------------
 
 
-def json_lines(stream: BufferedReader, name: str) -> Iterator[list[object]]:  # noqa: ARG001 - as all readers
-    """Yield the value of each line that is not blank. Arguments as for `json_array`."""
-    for lines in _batches_of_lines(stream):
-        yield [_json_line(line) for line in lines if line and not line.isspace()]
+def json_lines(stream: BufferedReader, name: str) -> Iterator[Piece]:  # noqa: ARG001 - as all readers
+    """Yield the value of each line that is not blank, in pieces. Arguments as for `json_array`."""
+    return (partial(_values_of_lines, lines) for lines in _whole_lines(stream))
 
 
-def _batches_of_lines(stream: BufferedReader) -> Iterator[list[bytes]]:
-    """Yield lines without their ends; what is longer than a row may be is cut, and so too long for one still."""
-    rest = stream.read(READ_BYTES).removeprefix(codecs.BOM_UTF8)
+def _values_of_lines(lines: bytes) -> list[object]:
+    return [_json_line(line) for line in lines.split(b"\n") if line and not line.isspace()]
+
+
+def _whole_lines(stream: BufferedReader) -> Iterator[bytes]:
+    """Yield many lines at once; what is longer than a row may be is cut, and so too long for one still."""
+    data = stream.read(READ_BYTES).removeprefix(codecs.BOM_UTF8)
+    rest = b""
     skipping = False
-    while data := stream.read(READ_BYTES):
-        if not skipping:
-            data = rest + data
-        lines = data.split(b"\n")
-        rest = lines.pop()
-        if skipping and lines:
-            del lines[0]
-        skipping = skipping and not lines and b"\n" not in data
-        if len(rest) > MAX_ROW_BYTES and not skipping:
-            lines.append(rest)
-            skipping = True
-        yield lines
-    if not skipping:
-        yield rest.split(b"\n")
+    while data:
+        if skipping:
+            _, end, data = data.partition(b"\n")
+            skipping = not end
+        *whole, last = data.rsplit(b"\n", 1)
+        if whole:
+            yield rest + whole[0]
+            rest = b""
+        rest += last
+        if len(rest) > MAX_ROW_BYTES:
+            yield rest
+            rest, skipping = b"", True
+        data = stream.read(READ_BYTES)
+    yield rest
 
 
 def _json_line(line: bytes) -> object:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import orjson
@@ -20,18 +21,21 @@ from des.routing import MAX_N_BITS, file_id
 from des.shard.layout import NAME_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from des.pack.manifest import ManifestRow
 
 # Rows lie in chunks, each of one shard and in manifest order: JSON columns, the uids apart because repeated ones are looked for on their own.
+# Numbers of rows count from the first of their chunk: who packs it need not know how many rows there were before.
 _SCHEMA = (
     "CREATE TABLE chunks (shard INTEGER, first INTEGER, last INTEGER, count INTEGER, size INTEGER, uids BLOB, others BLOB)",
     "CREATE TABLE bad (number INTEGER PRIMARY KEY, row TEXT)",
     "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB)",
     "CREATE TABLE done (shard INTEGER PRIMARY KEY, lineage BLOB, generation INTEGER, segments BLOB)",
 )
+# Of what the tables hold: a state file of another version is not gone on with.
+PLAN_VERSION = 2
 _INSERT = "INSERT INTO chunks VALUES (?,?,?,?,?,?,?)"
 PAGE_BYTES = 16 << 10
 _INDEX_MASK = (1 << MAX_N_BITS) - 1
@@ -41,12 +45,13 @@ _SHARDS = "SELECT shard, SUM(count), SUM(size) FROM chunks GROUP BY shard ORDER 
 _OF_SHARD = "SELECT first, uids, others FROM chunks WHERE shard = ? AND last > ? AND first <= ? ORDER BY first"
 _CACHE_KIB = 32 << 10
 _MAX_NUMBER = (1 << 63) - 1
-# A chunk is written when it has so many rows, and all of them when what waits takes so much memory: by a row's strings, and so much for the rest of it.
 _CHUNK_ROWS = 1024
-_WAITING_BYTES = 4 << 20
-_ROW_BYTES = 300
 # Repeated uids are looked for among so many at a time, which bounds the memory of a huge shard.
 _UIDS_AT_ONCE = 500_000
+
+
+# A chunk as the table has it.
+Chunk = tuple[int, int, int, int, int, bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,6 @@ class Plan:
         self._connection = connection or sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.roots: Sequence[str] = ()
-        self._waiting: dict[int, list[ManifestRow]] = {}
-        self._waiting_bytes = 0
         if connection is None:
             self._connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             self._connection.execute("PRAGMA journal_mode = OFF")
@@ -124,42 +127,26 @@ class Plan:
         """Forget the plan."""
         self._connection.close()
 
-    def add(self, rows: Sequence[ManifestRow]) -> None:
-        """Add rows, whose numbers rise."""
-        waiting = self._waiting
-        for row in rows:
-            shard = row[1]
-            if shard in waiting:
-                waiting[shard].append(row)
-            else:
-                waiting[shard] = [row]
-        self._waiting_bytes += sum([len(row[2]) + len(row[4]) + len(row[7]) + _ROW_BYTES for row in rows])
-        if self._waiting_bytes > _WAITING_BYTES:
-            self._write_waiting()
+    def add(self, rows: Iterable[ManifestRow]) -> None:
+        """Add rows, whose numbers rise; the more at once, the larger are the chunks."""
+        self.add_chunks(packed(rows), 0)
 
-    def _write_waiting(self) -> None:
-        """Write the rows that wait in chunks."""
-        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        chunks = (
-            _chunk(waiting[shard][start : start + _CHUNK_ROWS])
-            for shard in sorted(waiting)
-            for start in range(0, len(waiting[shard]), _CHUNK_ROWS)
-        )
-        self._connection.executemany(_INSERT, chunks)
+    def add_chunks(self, chunks: Iterable[Chunk], before: int) -> None:
+        """Add rows that were packed, numbered on from `before`."""
+        renumbered = [(shard, first + before, last + before, *rest) for shard, first, last, *rest in chunks]
+        self._connection.executemany(_INSERT, renumbered)
 
-    def add_bad(self, rows: Sequence[BadRow]) -> None:
-        """Add rows that cannot be packed."""
-        values = [(row.number, _encoded(row)) for row in rows]
-        self._connection.executemany("INSERT INTO bad VALUES (?, ?)", values)
+    def add_bad(self, rows: Iterable[tuple[int, str]]) -> None:
+        """Add rows that cannot be packed: their numbers, and what `encoded` made of them."""
+        self._connection.executemany("INSERT INTO bad VALUES (?, ?)", rows)
 
     def bad(self) -> Iterator[BadRow]:
         """Yield the rows that cannot be packed, in order."""
-        for (row,) in self._connection.execute("SELECT row FROM bad ORDER BY number"):
-            yield BadRow(*json.loads(row))
+        for number, row in self._connection.execute("SELECT number, row FROM bad ORDER BY number"):
+            yield BadRow(number, *json.loads(row))
 
     def finish(self) -> list[PlannedShard]:
         """Index the rows, once all are there; return the shards in order."""
-        self._write_waiting()
         self._connection.execute(_BY_SHARD)
         return self.shards()
 
@@ -180,7 +167,7 @@ class Plan:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
         found: list[PlannedRow] = []
         for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), after, _MAX_NUMBER)):
-            rows = self._rows_of(uids, others)
+            rows = self._rows_of(first, uids, others)
             found += [row for row in rows if row.number > after] if first <= after else rows
             if len(found) >= limit:
                 break
@@ -192,11 +179,11 @@ class Plan:
         chunks = (
             self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
         )
-        return [row for _, uids, others in chunks for row in self._rows_of(uids, others) if row.number in wanted]
+        return [row for chunk in chunks for row in self._rows_of(*chunk) if row.number in wanted]
 
-    def _rows_of(self, uids: bytes, others: bytes) -> list[PlannedRow]:
+    def _rows_of(self, first: int, uids: bytes, others: bytes) -> list[PlannedRow]:
         """Return the rows of a chunk, each with the root that it lies in."""
-        rows = _rows_of(uids, others)
+        rows = _rows_of(first, uids, others)
         return [row._replace(root=self._root_of(row.source_path)) for row in rows] if self.roots else rows
 
     def _root_of(self, source_path: str) -> str | None:
@@ -232,8 +219,8 @@ class Plan:
 
     def drawn(self, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows from all over the run, the same ones each time."""
-        chunks = self._connection.execute("SELECT uids, others FROM chunks")
-        rows = chain.from_iterable(self._rows_of(uids, others) for uids, others in chunks)
+        chunks = self._connection.execute("SELECT first, uids, others FROM chunks")
+        rows = chain.from_iterable(starmap(self._rows_of, chunks))
         return heapq.nsmallest(limit, rows, key=_draw)
 
     def repeated(self, shard: PlannedShard) -> list[tuple[int, int]]:
@@ -255,12 +242,12 @@ class Plan:
             return
         del seen
         turns: dict[str, int] = {}
-        for _, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), -1, _MAX_NUMBER)):
-            for number, uid in zip(orjson.loads(others)[0], orjson.loads(uids), strict=True):
+        for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), -1, _MAX_NUMBER)):
+            for offset, uid in zip(orjson.loads(others)[0], orjson.loads(uids), strict=True):
                 if hash(uid) % parts == part:
                     turns[uid] = nth = turns.get(uid, 0) + 1
                     if nth > 1:
-                        yield number, nth
+                        yield first + offset, nth
 
 
 def _draw(row: PlannedRow) -> tuple[int, int]:
@@ -271,14 +258,26 @@ def _draw(row: PlannedRow) -> tuple[int, int]:
     return (row.number & 0x7FFF_FFFF) * 2_654_435_761 & 0xFFFF_FFFF, row.number
 
 
-def _chunk(rows: Sequence[ManifestRow]) -> tuple[int, int, int, int, int, bytes, bytes]:
+def packed(rows: Iterable[ManifestRow]) -> list[Chunk]:
+    """Return rows, whose numbers rise, as the plan has them."""
+    by_shard: defaultdict[int, list[ManifestRow]] = defaultdict(list)
+    for row in rows:
+        by_shard[row[1]].append(row)
+    return [
+        _chunk(by_shard[shard][start : start + _CHUNK_ROWS])
+        for shard in sorted(by_shard)
+        for start in range(0, len(by_shard[shard]), _CHUNK_ROWS)
+    ]
+
+
+def _chunk(rows: Sequence[ManifestRow]) -> Chunk:
     """Return some rows of a shard as the plan has them."""
     numbers, shards, uids, times, sources, sizes, types, metadata = zip(*rows, strict=True)
     size = sum([size for size in sizes if size])
     texts = [one.decode() for one in metadata] if any(metadata) else None
     others = orjson.dumps(
         (
-            numbers,
+            [number - numbers[0] for number in numbers],
             times,
             sources,
             sizes if any(one is not None for one in sizes) else None,
@@ -289,15 +288,15 @@ def _chunk(rows: Sequence[ManifestRow]) -> tuple[int, int, int, int, int, bytes,
     return shards[0], numbers[0], numbers[-1], len(rows), size, orjson.dumps(uids), others
 
 
-def _rows_of(uids: bytes, others: bytes) -> list[PlannedRow]:
+def _rows_of(first: int, uids: bytes, others: bytes) -> list[PlannedRow]:
     """Return the rows of a chunk."""
     names = orjson.loads(uids)
-    numbers, times, sources, sizes, types, metadata = orjson.loads(others)
+    offsets, times, sources, sizes, types, metadata = orjson.loads(others)
     encoded = repeat(b"") if metadata is None else map(str.encode, metadata)
     return list(
         map(
             PlannedRow,
-            numbers,
+            map(first.__add__, offsets),
             map(file_id, names),
             names,
             times,
@@ -309,8 +308,9 @@ def _rows_of(uids: bytes, others: bytes) -> list[PlannedRow]:
     )
 
 
-def _encoded(row: BadRow) -> str:
-    known = [row.number, row.uid, row.source_path, row.error]
+def encoded(row: BadRow) -> str:
+    """Return a bad row without its number, as the plan has it."""
+    known = [row.uid, row.source_path, row.error]
     try:
         return json.dumps([*known, row.fields])
     except RecursionError:  # nested as deep as can be, and one deeper here

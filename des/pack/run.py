@@ -123,7 +123,7 @@ async def pack(
         report: takes what became of each file.
         progress: is told where the run stands.
         buckets: for sources on S3; None: rows that name one fail.
-        workers: processes that encode; None: `job.threads` threads of this one do.
+        workers: processes that parse and encode; None: `job.threads` threads of this one do.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -140,7 +140,7 @@ async def pack(
         store_id = known.store_id if known else None
         async with open_plan(job.state) as (plan, spool):
             shards = await anyio.to_thread.run_sync(
-                _planned, job, plan, spool, expected, store_id, report, progress.planned
+                _planned, job, plan, spool, expected, store_id, report, progress.planned, workers
             )
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
@@ -182,10 +182,11 @@ def _planned(
     store_id: bytes | None,
     report: Report,
     planned: Callable[[int], None],
+    workers: Workers | None,
 ) -> list[PlannedShard]:
     """Fill the plan, or take it as an earlier run left it; return its shards. Runs in a worker thread."""
     plan.roots = roots_of(job.inputs, job.source_root)
-    intake = Intake(descriptor, job.partition, job.source_root)
+    intake = Intake(descriptor, job.partition, job.source_root, workers=workers)
     if job.state is None:
         return intake.fill(plan, job.inputs, spool, report, planned)
     root = None if job.source_root is None else str(job.source_root.resolve())

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from des.errors import CorruptShardError, ObjectNotFoundError, SettingsError, StorageUnavailableError
 from des.pack.commit import NotSettledError, settle
-from des.pack.plan import PAGE_BYTES, Done, Plan
+from des.pack.plan import PAGE_BYTES, PLAN_VERSION, Done, Plan
 from des.pack.report import DictionaryUse
 from des.store.heads import load_head
 
@@ -68,7 +68,7 @@ def digest_of(inputs: Iterable[Input], descriptor: Descriptor, options: Iterable
     Raises:
         ManifestError: an input is not there, or cannot be found again.
     """
-    digest = hashlib.sha256(repr((os.getcwd(), descriptor.epochs, descriptor.index_range)).encode())  # noqa: PTH109 - text
+    digest = hashlib.sha256(repr((os.getcwd(), PLAN_VERSION, descriptor.epochs, descriptor.index_range)).encode())  # noqa: PTH109 - text
     for option in options:
         digest.update(f"\n{option!r}".encode())
     for part in (part for one in inputs for part in one.parts()):

@@ -18,6 +18,7 @@ import os
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from des.errors import ManifestError
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from des.pack.inputs import Part
+    from des.pack.manifest import Piece
 
-_BATCH_ROWS = 1_000
+_BATCH_ROWS = 5_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,12 +55,12 @@ class Tree:
     def identity(self) -> str:
         """See `Part`: names, sizes and times of all its files, so it is walked once for that."""
         digest = hashlib.sha256()
-        for batch in self.rows(Spool()):
-            digest.update("\n".join(map(repr, batch)).encode("utf-8", "surrogateescape"))
+        for piece in self.pieces(Spool()):
+            digest.update("\n".join(map(repr, piece())).encode("utf-8", "surrogateescape"))
         return f"{os.path.realpath(self.directory)} {digest.hexdigest()}"
 
-    def rows(self, spool: Spool) -> Iterator[list[object]]:  # noqa: ARG002 - the files lie where they are
-        """Yield a row for each file.
+    def pieces(self, spool: Spool) -> Iterator[Piece]:  # noqa: ARG002 - the files lie where they are
+        """Yield a row for each file, many at once.
 
         Raises:
             ManifestError: it is no directory, or cannot be read.
@@ -73,9 +75,9 @@ class Tree:
         for row in self._below(root, "", names, inside):
             batch.append(row)
             if len(batch) >= _BATCH_ROWS:
-                yield batch
+                yield partial(list, batch)
                 batch = []
-        yield batch
+        yield partial(list, batch)
 
     def _below(self, directory: str, prefix: str, names: list[str], inside: str) -> Iterator[object]:
         waiting = [(directory, prefix, iter(names))]

@@ -1,4 +1,4 @@
-"""Worker processes that encode batches: threads of one interpreter would wait for its lock, and so would the event loop.
+"""Worker processes that parse manifests and encode batches: threads of one interpreter would wait for its lock, and so would the event loop.
 
 Rules:
 

@@ -204,7 +204,8 @@ def read_manifest(form: str, data: bytes) -> None:
     count = 0
     with contextlib.suppress(ManifestError), reading("fuzz"):
         stream = unpacked(BufferedReader(BytesIO(data[1:])), packing, sniff=False)  # type: ignore[arg-type]  # one of the packings
-        for values in _MANIFESTS[form](stream, "fuzz"):
+        for piece in _MANIFESTS[form](stream, "fuzz"):
+            values = piece()
             rows = checker.check_all(count + 1, values)
             check(len(rows.good) + len(rows.bad) == len(values), "rows got lost")
             count += len(values)

@@ -67,7 +67,7 @@ def read(given: Path | str | Input, *, only_json: bool = False) -> list[Manifest
     rows: list[ManifestRow | BadRow] = []
     with Spool() as spool:
         for part in one.parts():
-            for values in part.rows(spool):
-                checked = checker.check_all(len(rows) + 1, values)
+            for piece in part.pieces(spool):
+                checked = checker.check_all(len(rows) + 1, piece())
                 rows += sorted([*checked.good, *checked.bad], key=lambda row: row.number)
     return rows

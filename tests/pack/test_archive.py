@@ -51,7 +51,7 @@ def write(tmp_path: Path, data: bytes, name: str = "a.tar") -> Archive:
 
 def contents_of(archive: Archive) -> dict[str, bytes]:
     with Spool() as spool:
-        rows = [value for part in archive.parts() for values in part.rows(spool) for value in values]
+        rows = [value for part in archive.parts() for piece in part.pieces(spool) for value in piece()]
         return {row["uid"]: Path(row["source_path"]).read_bytes() for row in rows if isinstance(row, dict)}
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_regular_file_or_badly_named_is_refused_by_name(tmp_path: Pat
     assert set(errors_of(archive)) == {info.name for info, _ in members} - {"good", "last"}
     assert errors_of(archive)["../up"] == "its name is absolute, or has .. in it."
     with Spool() as spool:
-        rows = [row for values in archive.rows(spool) for row in values]
+        rows = [row for piece in archive.pieces(spool) for row in piece()]
         assert [row["uid"] for row in rows if isinstance(row, dict)][0::2] == ["good", "late", "last"]
 
 

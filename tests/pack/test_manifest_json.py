@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from des.errors import ManifestError
+from des.pack import manifest_json
 from des.pack.manifest import MAX_ROW_BYTES, READ_BYTES, BadRow, ManifestRow
 from tests.pack.manifests import read
 
@@ -193,3 +195,29 @@ class TestLines:
         assert len(line) == MAX_ROW_BYTES
         rows = read(write(tmp_path, f"{line}\n{line}\n", "m.jsonl"))
         assert [type(row) for row in rows] == [ManifestRow, ManifestRow]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("read_bytes", [700, 5_000])
+def test_an_array_in_pieces_is_what_it_is_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, indent: int | None, read_bytes: int
+) -> None:
+    """However the text is cut, and whatever looks like the end of a row."""
+    odd: list[object] = [
+        {"uid": "},{", "source_path": '"}, {"uid": 1}, {'},
+        {"uid": 2**70, "size_bytes": 10**30, "created_at": -0.0},
+        {"metadata": {"a": [{"b": 2**64}, {"c": {}}], "d": 1.5}, "uid": -(2**63)},
+        {"uid": "\ud800", "more": [{}, {}]},
+        [{"uid": 1}, {"uid": 2}],
+        {},
+        None,
+        "},",
+        5,
+    ]
+    plain = [{"uid": f"file-{at}", "created_at": GOOD["created_at"], "size_bytes": at} for at in range(40)]
+    rows = [row for one in odd for row in [*plain, one, one, *plain[:3]]]
+    text = json.dumps(rows, indent=indent).replace('"file-7"', '"first", "uid": "file-7"')
+    monkeypatch.setattr(manifest_json, "READ_BYTES", read_bytes)
+    pieces = [piece() for piece in manifest_json.json_array(io.BufferedReader(io.BytesIO(text.encode())), "m")]
+    assert [repr(value) for values in pieces for value in values] == [repr(value) for value in rows]
+    assert len(pieces) > len(text) // read_bytes

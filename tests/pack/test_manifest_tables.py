@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from des.errors import ManifestError
+from des.pack import manifest_tables
 from des.pack.manifest import MAX_ROW_BYTES, BadRow, ManifestRow
 from tests.pack.manifests import read
 
@@ -85,6 +86,26 @@ class TestCSV:
         assert isinstance(good, ManifestRow)
         assert isinstance(bad, BadRow)
         assert "longer than" in bad.error
+
+    @pytest.mark.parametrize("read_bytes", [60, 333, 5_000])
+    def test_rows_in_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
+        """However the text is cut: quoted lines among plain ones, and errors that count the lines."""
+        monkeypatch.setattr(manifest_tables, "READ_BYTES", read_bytes)
+        odd = [
+            '"x y",2024-01-31,"/a,\n\n""b""",,,',
+            "",
+            'x"y",2024-01-31,/a,,,',
+            '"a"b,2024-01-31,/a,,,',
+            "a\rb,,,,,",
+            "a",
+        ]
+        lines = [line for one in odd for line in [GOOD] * 9 + [one] + [GOOD] * 2]
+        rows = self.read(tmp_path, HEADER, *lines)
+        good = ["a"] * 9 + ["x y"] + ["a"] * 22 + ['x"y"'] + ["a"] * 35
+        assert [row.number for row in rows] == list(range(1, len(good) + 4))
+        assert [row.uid for row in rows if isinstance(row, ManifestRow)] == good
+        errors = [row.error for row in rows if isinstance(row, BadRow)]
+        assert [error.rpartition("(")[2] for error in errors if "valid CSV" in error] == ["line 49).", "line 61)."]
 
     @pytest.mark.parametrize(
         ("header", "why"),

@@ -57,6 +57,61 @@ with forked_workers(3) as workers:
 """
 
 
+PLANS = """
+import json, sys
+from pathlib import Path
+import anyio
+from des.pack.inputs import Manifests
+from des.pack.intake import Intake
+from des.pack.partition import Partition
+from des.pack.plan import Plan
+from des.pack.report import Report
+from des.pack.spool import Spool
+from des.pack.workers import forked_workers
+from des.storage.descriptor import Descriptor
+
+def fill(workers, partition):
+    report = Report(store="")
+    seen = []
+    with Plan() as plan, Spool() as spool:
+        intake = Intake(descriptor, partition, workers=workers)
+        shards = intake.fill(plan, [Manifests(name) for name in sys.argv[1:]], spool, report, seen.append)
+        rows = [repr(row) for shard in shards for row in plan.rows(shard, 0, 1_000_000)]
+        turns = [repr(turn) for shard in shards for turn in plan.repeated(shard)]
+        return [rows, turns, repr(list(plan.bad())), repr(report.manifests), report.files, seen]
+
+descriptor = Descriptor.new(2)
+with forked_workers(3) as workers:
+    for partition in (None, Partition(1, 3)):
+        anyio.run(anyio.to_thread.run_sync, lambda: print(json.dumps([fill(w, partition) for w in (None, workers)])))
+"""
+
+
+def test_plans_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
+    """Rows in their order and with their numbers, bad ones, repeated ones, over several manifests of several pieces."""
+    rows: list[object] = [
+        {"uid": f"file-{at % 3_500}", "created_at": f"2024-01-{at % 28 + 1:02}", "source_path": "/" + "x" * 400}
+        for at in range(5_000)
+    ]
+    rows[2_000::1_000] = [{"uid": "bad", "created_at": "2024-01-31"}] * 3
+    rows[2_001::1_000] = [None] * 3
+    rows[3_002] = {"uid": "deep", "metadata": None, "more": 2**70}
+    names = []
+    for name, text in (("m.json", json.dumps(rows)), ("m.jsonl", "\n".join(map(json.dumps, rows)) + "\n[")):
+        (tmp_path / name).write_text(text)
+        names.append(str(tmp_path / name))
+    program = [sys.executable, "-c", PLANS, *names, names[0]]
+    process = subprocess.run(program, capture_output=True, text=True, check=True)
+    whole, share = map(json.loads, process.stdout.splitlines())
+    for here, there in (whole, share):
+        assert here == there
+        assert len(here[5]) > 6
+    (planned, turns, *_, files, _), _ = whole
+    assert (len(planned), files) == (3 * (5_000 - 7), 15_001)
+    assert len(turns) == len(planned) - 3_495
+    assert 0.2 < share[0][4] / files < 0.5
+
+
 def test_a_process_with_threads_is_not_forked() -> None:
     release = threading.Event()
     thread = threading.Thread(target=release.wait)
