@@ -162,9 +162,16 @@ async def test_right_bytes_as_long_as_one_place_is_good(
     await read_under_harm(seaweedfs, sample, tmp_path, harm)
 
 
+# Each kind once on the primary and once on copy 1, beside the next kind on the other.
+CYCLE = [
+    pytest.param({0: kind, 1: another}, id=f"primary {kind}, copy 1 {another}")
+    for kind, another in zip(FAULTS, (*FAULTS[1:], FAULTS[0]), strict=True)
+]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("harm", [*ALONE, *PAIRS])
+@pytest.mark.parametrize("harm", [*ALONE, *CYCLE])
 async def test_right_bytes_of_many_files(
     seaweedfs: S3Server, s3_credentials: None, large_sample: Sample, tmp_path: Path, harm: dict[int, str]
 ) -> None:
