@@ -184,10 +184,10 @@ class Attempt:
             self._after = _number(writable) - 1
 
     async def _write_run(self, writer: SegmentWriter, out: Gathered, run: EncodedRun) -> None:
-        writer.extend(run.drafts)
+        writer.extend(run.drafts, run.content_types, run.stored_sizes)
         await out.write(run.stored)
         self._pending.packed += len(run.drafts)
-        self._pending.bytes_in += run.raw_size
+        self._pending.bytes_in += sum(run.raw_sizes)
         self._pending.bytes_stored += len(run.stored)
 
     async def _write_large(self, writer: SegmentWriter, out: Gathered, large: LargeFile) -> None:
@@ -283,15 +283,15 @@ def _is_full(writer: SegmentWriter, size: int, options: Options) -> bool:
 
 def _count_that_fits(writer: SegmentWriter, run: EncodedRun, options: Options) -> int:
     """Return how many files of a run the segment still takes; the first file of a segment always fits."""
-    size, row_bytes = writer.size + len(run.stored), writer.row_bytes + run.row_bytes
+    size, row_bytes = writer.size + len(run.stored), writer.row_bytes + sum(map(len, run.drafts))
     if size <= options.max_segment_bytes and row_bytes <= options.max_row_bytes:
         return len(run.drafts)
     size, row_bytes = writer.size, writer.row_bytes
-    for count, draft in enumerate(run.drafts):
-        size += draft.stored_size
+    for count, (draft, stored_size) in enumerate(zip(run.drafts, run.stored_sizes, strict=True)):
+        size += stored_size
         if (size > options.max_segment_bytes or row_bytes > options.max_row_bytes) and writer.rows + count:
             return count
-        row_bytes += len(draft.encoded)
+        row_bytes += len(draft)
     return len(run.drafts)
 
 

@@ -89,7 +89,7 @@ class RemoteSources:
         Raises:
             StorageError: the storage is unwell.
         """
-        if not any(map(is_remote, rows)):
+        if not any(row.source_path.startswith(SCHEME) for row in rows):
             yield Fetch(rows, (), {})
             return
         batch = _Batch(self._budget)

@@ -6,7 +6,7 @@ import json
 import struct
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
@@ -103,27 +103,12 @@ def encode_metadata(metadata: object) -> bytes:
     return encoded
 
 
-class RowDraft(NamedTuple):
-    """A row before its payload has a place. A named tuple, because one is made for every file that is packed.
+def placed_row(row: bytes, offset: int, type_number: int) -> bytes:
+    """Return a draft with the place of its payload and the number of its content type.
 
-    Attributes:
-        encoded: the row, its offset and the number of its content type still 0.
-        content_type: None for none.
-        stored_size: bytes its payload takes.
-        raw_size: bytes of content.
+    Rows compare as bytes by their file_id first, so sorting them sorts the catalog.
     """
-
-    encoded: bytes
-    content_type: str | None
-    stored_size: int
-    raw_size: int
-
-    def placed(self, offset: int, type_number: int) -> bytes:
-        """Return the bytes of the row. Rows compare as bytes by their file_id first, so sorting them sorts the catalog."""
-        row = self.encoded
-        if not type_number:
-            return row[:42] + offset.to_bytes(6, "little") + row[48:]
-        return row[:42] + offset.to_bytes(6, "little") + row[48:80] + type_number.to_bytes(2, "little") + row[82:]
+    return row[:42] + offset.to_bytes(6, "little") + row[48:80] + type_number.to_bytes(2, "little") + row[82:]
 
 
 def draft_row(
@@ -136,11 +121,13 @@ def draft_row(
     raw_size: int,
     generation: int,
     created_at: int,
-    content_type: str | None,
     uid: bytes,
     metadata: bytes,
-) -> RowDraft:
-    """Return the draft of a row; see `Entry` and `CatalogRow` for its fields. `uid` is UTF-8."""
+) -> bytes:
+    """Return a row before its payload has a place: encoded, its offset and the number of its content type still 0.
+
+    See `Entry` and `CatalogRow` for its fields. `uid` is UTF-8.
+    """
     fixed = _DRAFT.pack(
         file_id,
         content_hash,
@@ -161,7 +148,7 @@ def draft_row(
         len(uid),
         len(metadata),
     )
-    return RowDraft(fixed + uid + metadata, content_type, stored_size, raw_size)
+    return fixed + uid + metadata
 
 
 def encode_chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bytes, int]]:

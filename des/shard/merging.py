@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from des.shard.writing import SegmentSummary
 
-_SEGMENT_AND_TYPE = struct.Struct("<HH")
 _DELETED = int(Flag.DELETED)
-_AT = 36  # where those two stand in an entry
+_SEGMENT_AT, _CONTENT_TYPE_AT = 36, 38
 _COUNTED = struct.Struct("<36xH3xB6xIHIH4x")  # segment, flags, and stored and raw size as low 32 and high 16 bits
 
 
@@ -77,13 +76,17 @@ def merge(
 
 def _renumbered(addition: Addition, number: int, mapping: Sequence[int]) -> list[bytes]:
     """Return the entries of an addition as the head with this segment number and these content type numbers has them."""
-    view = addition.summary.entries
-    patches = [_SEGMENT_AND_TYPE.pack(number, new) for new in mapping]
-    return [
-        view[at : at + _AT] + patches[view[at + 38] | view[at + 39] << 8] + view[at + _AT + 4 : at + ENTRY_BYTES]
-        for at in range(0, len(view), ENTRY_BYTES)
-        if view[at : at + 16] not in addition.left_out
-    ]
+    patched = bytearray(addition.summary.entries)
+    lows, highs = (patched[_CONTENT_TYPE_AT + byte :: ENTRY_BYTES] for byte in (0, 1))
+    types = [mapping[high << 8 | low] for low, high in zip(lows, highs, strict=True)]
+    for at, numbers in ((_SEGMENT_AT, [number] * len(types)), (_CONTENT_TYPE_AT, types)):
+        patched[at::ENTRY_BYTES] = bytes([each & 0xFF for each in numbers])
+        patched[at + 1 :: ENTRY_BYTES] = bytes([each >> 8 for each in numbers])
+    renumbered = bytes(patched)
+    entries = [renumbered[at : at + ENTRY_BYTES] for at in range(0, len(renumbered), ENTRY_BYTES)]
+    if not addition.left_out:
+        return entries
+    return [entry for entry in entries if entry[:16] not in addition.left_out]
 
 
 def _splice(existing: memoryview, incoming: Sequence[bytes], totals: _Totals) -> bytes:
@@ -117,8 +120,7 @@ class _Totals:
 
     def add_all(self, entries: Iterable[bytes]) -> None:
         """Count entries of our own making, and nothing else of them: this is done for every file that is packed."""
-        for encoded in entries:
-            segment, flags, stored_low, stored_high, raw_low, raw_high = _COUNTED.unpack(encoded)
+        for segment, flags, stored_low, stored_high, raw_low, raw_high in map(_COUNTED.unpack, entries):
             stored = stored_high << 32 | stored_low
             self._entries[segment] += 1
             self._stored[segment] += stored

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from des.shard.catalog import draft_row, encode_chunks
+from des.shard.catalog import draft_row, encode_chunks, placed_row
 from des.shard.layout import (
     CHECKSUM_AT_END,
     DIRECTORY_ITEM,
@@ -31,7 +31,7 @@ from des.shard.tables import DictionaryPlace, HeadTables, SegmentTables, check_l
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from des.shard.catalog import CatalogRow, RowDraft
+    from des.shard.catalog import CatalogRow
 
 # Entries a page: 32 KiB preferred, up to 64 KiB where that keeps the tail within one suffix read. See benchmarks/page_size.py.
 _PAGE_COUNTS = (512, 640, 768, 896, 1024)
@@ -138,34 +138,35 @@ class SegmentWriter:
             payload.raw_size,
             self._generation,
             record.created_at,
-            record.content_type,
             record.uid.encode("utf-8"),
             record.metadata,
         )
-        self.extend([draft])
+        self.extend([draft], [record.content_type], [payload.stored_size])
 
-    def extend(self, drafts: Iterable[RowDraft]) -> None:
+    def extend(self, drafts: Sequence[bytes], content_types: Sequence[str | None], stored_sizes: Sequence[int]) -> None:
         """Add files whose stored bytes are the next to be written, in this order.
+
+        Args:
+            drafts: their rows as of `draft_row`.
+            content_types: of each; None for none.
+            stored_sizes: bytes that the payload of each takes.
 
         Raises:
             ShardFullError: more content types than a shard takes.
         """
-        types, rows = self._types, self._rows
-        position, row_bytes = self.size, self.row_bytes
-        for draft in drafts:
-            _, content_type, stored_size, _ = draft
+        types, rows, position = self._types, self._rows, self.size
+        for draft, content_type, stored_size in zip(drafts, content_types, stored_sizes, strict=True):
             number = types.setdefault(content_type, len(types) + 1) if content_type else 0
-            row = draft.placed(position, number)
+            rows.append(placed_row(draft, position, number))
             position += stored_size
-            row_bytes += len(row)
-            rows.append(row)
-        self.size, self.row_bytes = position, row_bytes
+        self.size = position
+        self.row_bytes += sum(map(len, drafts))
         check_limit(len(types), MAX_CONTENT_TYPES, "content types")
 
     def add_tombstone(self, file_id: bytes, deleted_hash: bytes, deleted_at: int) -> None:
         """Add a tombstone: the file's id and content hash and the time of its deletion are all that is kept."""
         fields = (0, Codec.NONE, Flag.DELETED, 0, 0, self._generation, deleted_at)
-        self._append_tombstone(draft_row(file_id, deleted_hash, *fields, None, b"", b""))
+        self._append_tombstone(draft_row(file_id, deleted_hash, *fields, b"", b""))
 
     def carry(self, row: CatalogRow, payload: Payload | None = None) -> None:
         """Add a row of another segment as it is, with its generation; its stored bytes, if it has any, are the next to be written.
@@ -182,21 +183,19 @@ class SegmentWriter:
             entry.content_hash,
             stored.checksum,
             *fields,
-            row.content_type,
             row.uid.encode(),
             row.metadata,
         )
         if entry.deleted:
             self._append_tombstone(draft)
         else:
-            self.extend([draft])
+            self.extend([draft], [row.content_type], [stored.stored_size])
 
     def supersede(self, names: Iterable[bytes]) -> None:
         """Name further segments that this one, with those finished before it, takes the place of."""
         self._superseded += tuple(names)
 
-    def _append_tombstone(self, draft: RowDraft) -> None:
-        row = draft.placed(0, 0)
+    def _append_tombstone(self, row: bytes) -> None:
         self.row_bytes += len(row)
         self._rows.append(row)
         self._tombstones += 1

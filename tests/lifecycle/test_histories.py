@@ -290,7 +290,7 @@ def check_histories(examples: int, opening: Callable[[Path], Callable[[], Awaita
     holds()
 
 
-@pytest.mark.parametrize("examples", [25, pytest.param(1500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [25, pytest.param(700, marks=pytest.mark.soak)])
 def test_in_memory(examples: int) -> None:
     def opening(_: Path) -> Callable[[], Awaitable[Storage]]:
         storage = MemoryStorage()
@@ -303,7 +303,7 @@ def test_in_memory(examples: int) -> None:
     check_histories(examples, opening)
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [5, pytest.param(200, marks=pytest.mark.soak)])
 def test_on_files(examples: int) -> None:
     def opening(directory: Path) -> Callable[[], Awaitable[Storage]]:
         async def opened() -> Storage:

@@ -78,7 +78,7 @@ def encoded(row: PlannedRow, compression: Compression = ZSTD) -> EncodedRun:
 
 def entries_of(run: EncodedRun) -> list[Entry]:
     """Return the entries of a run's files, each at offset 0."""
-    return [decode_entry(draft.placed(0, 0)) for draft in run.drafts]
+    return [decode_entry(draft) for draft in run.drafts]
 
 
 def entry_in(run: EncodedRun) -> Entry:
@@ -96,7 +96,7 @@ def test_payload(rows: Rows, compression: Compression, codec: Codec) -> None:
     assert entry.content_hash == hashlib.sha256(TEXT).digest()[:16]
     assert (entry.codec, entry.raw_size, entry.stored_size) == (codec, len(TEXT), len(item.stored))
     assert entry.checksum == checksum32(item.stored)
-    assert (item.raw_size, item.row_bytes) == (len(TEXT), len(item.drafts[0].encoded))
+    assert (item.raw_sizes, item.stored_sizes) == ([len(TEXT)], [len(item.stored)])
     assert decode(codec, item.stored, len(TEXT)) == TEXT
 
 
@@ -151,7 +151,7 @@ def test_the_run_decides_anew_per_run(rows: Rows) -> None:
 )
 def test_content_type_to_keep(rows: Rows, uid: str, name: str, content_type: str | None, kept: str | None) -> None:
     row = rows.row(b"x", uid, name, content_type)
-    assert encoded(row).drafts[0].content_type == kept
+    assert encoded(row).content_types == [kept]
     assert candidate_for(row, b"h" * 16, 1) == Candidate(b"h" * 16, 1, kept, 5)
     record = record_for(row, 2)
     assert (record.content_type, record.flags, record.created_at) == (kept, 2, 5_000_000)
@@ -213,10 +213,8 @@ def test_runs_are_short_and_split_between_files(rows: Rows, monkeypatch: pytest.
         first, others = whole.split(count)
         assert first.stored + others.stored == whole.stored
         assert [*first.drafts, *others.drafts] == whole.drafts
-        assert (first.raw_size + others.raw_size, first.row_bytes + others.row_bytes) == (
-            whole.raw_size,
-            whole.row_bytes,
-        )
+        assert [*first.content_types, *others.content_types] == whole.content_types
+        assert [*first.raw_sizes, *others.raw_sizes] == whole.raw_sizes
         assert numbers_of([first, others]) == list(range(1, 21))
         assert len(first.stored) == sum(entry.stored_size for entry in entries_of(first))
 

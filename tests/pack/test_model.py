@@ -190,7 +190,7 @@ async def check(base_dir: Path, model: Model) -> None:
         assert (await verify(store)).damage == []
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(700, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [12, pytest.param(350, marks=pytest.mark.soak)])
 def test_any_history(examples: int) -> None:
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(steps)

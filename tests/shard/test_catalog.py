@@ -18,6 +18,7 @@ from des.shard.catalog import (
     draft_row,
     encode_chunks,
     encode_metadata,
+    placed_row,
 )
 from des.shard.layout import MAX_CHUNK_RAW_BYTES, MAX_CHUNK_ROWS, ROW, Codec, Entry, Flag, checksum64, second_of_day
 from des.shard.reading import PageRef
@@ -59,9 +60,8 @@ def test_a_draft_becomes_the_row_that_the_format_states(number: int, size: int) 
     row = CatalogRow(entry, "ü", created_at, "text/plain", b'{"a":1}', 1 << 60)
     sizes = (size, size + 3, row.generation, created_at)
     fields = (entry.content_hash, entry.checksum, entry.codec, entry.flags, *sizes)
-    draft = draft_row(entry.file_id, *fields, row.content_type, row.uid.encode(), row.metadata)
-    assert draft.placed(offset, number) == encode_row(row, number)
-    assert draft[1:] == ("text/plain", size, size + 3)
+    draft = draft_row(entry.file_id, *fields, row.uid.encode(), row.metadata)
+    assert placed_row(draft, offset, number) == encode_row(row, number)
 
 
 def encode(rows: Sequence[CatalogRow]) -> list[bytes]:
