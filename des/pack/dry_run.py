@@ -15,16 +15,17 @@ import anyio.to_thread
 from rich.table import Table
 
 from des.pack.intake import Intake
-from des.pack.run import expected_descriptor, open_plan
+from des.pack.run import expected_descriptor, open_plan, order_of
 from des.routing import head_key, shard_hex
 from des.storage.descriptor import DESCRIPTOR_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from des.pack.plan import PlannedShard
+    from des.pack.plan import Plan, PlannedShard
     from des.pack.report import Report
     from des.pack.run import PackJob, Progress
+    from des.pack.spool import Spool
     from des.pack.taking import Taken
     from des.pack.workers import Workers
     from des.storage.descriptor import Descriptor
@@ -139,7 +140,7 @@ async def dry_run(
 
     Raises:
         ManifestError: an input cannot be read.
-        SettingsError: the settings contradict the store.
+        SettingsError: the settings contradict the store, or `source_root` is no directory.
         StorageError: the storage is unwell.
     """
     started = time.monotonic()
@@ -150,11 +151,12 @@ async def dry_run(
         found.sized_by_stat += taken.sized
         found.unknown_sizes += taken.unsized
 
-    intake = Intake(expected, job.partition, job.source_root, asks_sizes=True, workers=workers)
+    def planned(plan: Plan, spool: Spool) -> list[PlannedShard]:
+        intake = Intake(order_of(job, expected, asks_sizes=True), workers)
+        return intake.fill(plan, job.inputs, spool, report, progress.planned, count_sizes)
+
     async with open_plan() as (plan, spool):
-        shards = await anyio.to_thread.run_sync(
-            intake.fill, plan, job.inputs, spool, report, progress.planned, count_sizes
-        )
+        shards = await anyio.to_thread.run_sync(planned, plan, spool)
     found.files, found.failed = report.files, report.failed
     heads = await _keys_of(storage, sorted({shard.day for shard in shards}))
     # In a thread, because it loads what knows the parts of uploads.

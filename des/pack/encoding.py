@@ -6,13 +6,13 @@ to be told its offset.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from des.pack.decisions import Candidate
+from des.pack.per_thread import PerThread
 from des.pack.plan import PlannedRow
 from des.pack.sources import SourceError, read_small
 from des.shard.catalog import draft_row
@@ -136,21 +136,7 @@ class Base:
         return Base(known.get if known else None, self.generation)
 
 
-class _Encoders(threading.local):
-    def __init__(self) -> None:
-        self.compression: Compression | None = None
-        self.encoder: Encoder | None = None
-
-
-_encoders = _Encoders()
-
-
-def _encoder_for(compression: Compression) -> Encoder:
-    """Return this thread's encoder."""
-    if _encoders.compression != compression or _encoders.encoder is None:
-        _encoders.encoder = Encoder(compression)
-        _encoders.compression = compression
-    return _encoders.encoder
+_encoder_for = PerThread(Encoder)
 
 
 @dataclass(frozen=True, slots=True)

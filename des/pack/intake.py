@@ -18,7 +18,7 @@ import anyio.from_thread
 
 from des.pack.inputs import Manifests
 from des.pack.report import Failure
-from des.pack.taking import Order, SourceRoot, take
+from des.pack.taking import take
 from des.pack.tree import Tree
 
 if TYPE_CHECKING:
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 
     from des.pack.inputs import Input, Part
     from des.pack.manifest import Piece
-    from des.pack.partition import Partition
     from des.pack.plan import Plan, PlannedShard
     from des.pack.report import Report
     from des.pack.spool import Spool
-    from des.pack.taking import Taken
+    from des.pack.taking import Order, Taken
     from des.pack.workers import Workers
-    from des.storage.descriptor import Descriptor
 
 _TAKEN = "taken in"
 # So many pieces a worker are parsed or wait to be: the plan takes them in order, and is not always as fast.
@@ -59,17 +57,11 @@ class Intake:
     """Reads inputs into a plan.
 
     Attributes:
-        descriptor: of the store.
-        partition: the share of the shards to keep; None keeps all.
-        source_root: where sources must lie; None: anywhere.
-        asks_sizes: whether to ask the file system for the sizes that a manifest does not say.
+        order: what to take, and how.
         workers: processes that parse and check; None: this one does.
     """
 
-    descriptor: Descriptor
-    partition: Partition | None = None
-    source_root: Path | None = None
-    asks_sizes: bool = False
+    order: Order
     workers: Workers | None = None
 
     def fill(
@@ -93,15 +85,13 @@ class Intake:
 
         Raises:
             ManifestError: an input cannot be read to its end; nothing was reported.
-            SettingsError: `source_root` is no directory, or a row belongs to another zone than the store holds.
+            SettingsError: a row belongs to another zone than the store holds.
         """
-        root = None if self.source_root is None else SourceRoot.at(self.source_root)
-        order = Order(self.descriptor, self.partition, root, self.asks_sizes)
         rows = files = 0
         names = []
         report.is_temporary = spool.holds
         pieces = ((part.name, piece) for one in inputs for part in one.parts() for piece in _pieces(part, spool))
-        with closing(self._taken(order, pieces)) as all_taken:
+        with closing(self._taken(pieces)) as all_taken:
             for name, taken in all_taken:
                 anyio.from_thread.check_cancelled()
                 if taken is None:
@@ -121,22 +111,21 @@ class Intake:
         return shards
 
     def _owns(self, number: int) -> bool:
-        return self.partition is None or self.partition.owns(0, number)
+        partition = self.order.partition
+        return partition is None or partition.owns(0, number)
 
-    def _taken(
-        self, order: Order, pieces: Iterator[tuple[str, Piece | None]]
-    ) -> Generator[tuple[str, Taken | None], None, None]:
+    def _taken(self, pieces: Iterator[tuple[str, Piece | None]]) -> Generator[tuple[str, Taken | None], None, None]:
         """Yield what the pieces come to, in order and with their names. A few are under way at once where there are workers."""
         if self.workers is None:
             for name, piece in pieces:
-                yield name, None if piece is None else take(order, piece)
+                yield name, None if piece is None else take(self.order, piece)
             return
         under_way: deque[tuple[str, Future[Taken] | None]] = deque()
         threads = ThreadPoolExecutor(self.workers.count, "intake")
         try:
             for name, piece in pieces:
                 under_way.append(
-                    (name, None if piece is None else threads.submit(_take_in_worker, self.workers, order, piece))
+                    (name, None if piece is None else threads.submit(_take_in_worker, self.workers, self.order, piece))
                 )
                 if len(under_way) > _PIECES_AHEAD * self.workers.count:
                     yield _result(*under_way.popleft())

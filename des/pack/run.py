@@ -36,6 +36,7 @@ from des.pack.state import (
     remembered_dictionary,
     writing,
 )
+from des.pack.taking import Order, SourceRoot
 from des.pack.workshop import Options, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.layout import Identity
@@ -174,6 +175,16 @@ def _expected(known: Descriptor | None, n_bits: int | None) -> Descriptor:
     return known or Descriptor.new(DEFAULT_N_BITS if n_bits is None else n_bits)
 
 
+def order_of(job: PackJob, descriptor: Descriptor, *, asks_sizes: bool = False) -> Order:
+    """Return what to take in for a run.
+
+    Raises:
+        SettingsError: `source_root` is no directory.
+    """
+    root = None if job.source_root is None else SourceRoot.at(job.source_root)
+    return Order(descriptor, job.partition, root, asks_sizes)
+
+
 def _planned(
     job: PackJob,
     plan: Plan,
@@ -186,10 +197,11 @@ def _planned(
 ) -> list[PlannedShard]:
     """Fill the plan, or take it as an earlier run left it; return its shards. Runs in a worker thread."""
     plan.roots = roots_of(job.inputs, job.source_root)
-    intake = Intake(descriptor, job.partition, job.source_root, workers=workers)
+    order = order_of(job, descriptor)
+    intake = Intake(order, workers)
     if job.state is None:
         return intake.fill(plan, job.inputs, spool, report, planned)
-    root = None if job.source_root is None else str(job.source_root.resolve())
+    root = order.source_root and order.source_root.real
     digest = digest_of(job.inputs, descriptor, [job.partition, root, job.on_conflict])
     binding = Binding(digest, store_id, report.store)
     if is_planned(plan, binding, job.state):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from des.errors import InvalidRequestError, SettingsError
 from des.pack.manifest import BadRow, CheckedRows, ManifestRow, RowChecker
+from des.pack.per_thread import PerThread
 from des.pack.plan import encoded, packed
 
 if TYPE_CHECKING:
@@ -96,22 +96,12 @@ class Taken:
     unsized: int
 
 
-class _Checkers(threading.local):
-    def __init__(self) -> None:
-        self.order: Order | None = None
-        self.checker: RowChecker | None = None
+def _checker(order: Order) -> RowChecker:
+    located = None if order.source_root is None else order.source_root.located
+    return RowChecker(order.descriptor, order.partition, located)
 
 
-_checkers = _Checkers()
-
-
-def _checker_for(order: Order) -> RowChecker:
-    """Return this thread's checker, which remembers what repeats from piece to piece."""
-    if _checkers.checker is None or _checkers.order != order:
-        located = None if order.source_root is None else order.source_root.located
-        _checkers.checker = RowChecker(order.descriptor, order.partition, located)
-        _checkers.order = order
-    return _checkers.checker
+_checker_for = PerThread(_checker)  # it remembers what repeats from piece to piece
 
 
 def take(order: Order, piece: Piece) -> Taken:

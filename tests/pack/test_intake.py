@@ -20,6 +20,7 @@ from des.pack.partition import Partition
 from des.pack.plan import Plan
 from des.pack.report import Report
 from des.pack.spool import Spool
+from des.pack.taking import Order
 from des.storage.descriptor import Descriptor
 from des.storage.local import LocalStorage
 from tests.pack.packing import CREATED_AT, Run, Sources, check_store, names_of_one_shard, objects_under
@@ -47,7 +48,9 @@ async def test_rows_are_numbered_on_and_failures_name_their_manifest(sources: So
     second = sources.manifest([5, sources.row("c", b"c")], "second.json")
     run = Run()
     report = run.report
-    shards = await fill(Intake(Descriptor.new(1)), [Manifests(str(path)) for path in (first, second, first)], report)
+    shards = await fill(
+        Intake(Order(Descriptor.new(1))), [Manifests(str(path)) for path in (first, second, first)], report
+    )
     assert sum(shard.rows for shard in shards) == 3
     assert report.files == 6
     assert [(row["row"], row["uid"], row["manifest"]) for row in run.failures] == [
@@ -71,7 +74,7 @@ async def test_nothing_is_held(tmp_path: Path) -> None:
     report = Report(store="")
     tracemalloc.start()
     try:
-        await fill(Intake(Descriptor.new(1)), [Manifests(str(path))], report)
+        await fill(Intake(Order(Descriptor.new(1))), [Manifests(str(path))], report)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -86,7 +89,7 @@ async def test_it_stops_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(sys, "stdin", stdin)
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(fill, Intake(Descriptor.new(1)), [Manifests("-")], Report(store=""))
+                tasks.start_soon(fill, Intake(Order(Descriptor.new(1))), [Manifests("-")], Report(store=""))
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
 
@@ -156,5 +159,5 @@ async def test_a_broken_manifest_behind_others_reports_nothing(sources: Sources)
     bad = sources.manifest([{"uid": name} for name in names_of_one_shard(3)], "bad.json")
     run = Run()
     with pytest.raises(ManifestError):
-        await fill(Intake(Descriptor.new(1)), [Manifests(str(bad)), Manifests("/nowhere")], run.report)
+        await fill(Intake(Order(Descriptor.new(1))), [Manifests(str(bad)), Manifests("/nowhere")], run.report)
     assert run.failures == []

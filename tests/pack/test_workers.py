@@ -67,6 +67,7 @@ from des.pack.partition import Partition
 from des.pack.plan import Plan
 from des.pack.report import Report
 from des.pack.spool import Spool
+from des.pack.taking import Order
 from des.pack.workers import forked_workers
 from des.storage.descriptor import Descriptor
 
@@ -74,7 +75,7 @@ def fill(workers, partition):
     report = Report(store="")
     seen = []
     with Plan() as plan, Spool() as spool:
-        intake = Intake(descriptor, partition, workers=workers)
+        intake = Intake(Order(descriptor, partition), workers)
         shards = intake.fill(plan, [Manifests(name) for name in sys.argv[1:]], spool, report, seen.append)
         rows = [repr(row) for shard in shards for row in plan.rows(shard, 0, 1_000_000)]
         turns = [repr(turn) for shard in shards for turn in plan.repeated(shard)]

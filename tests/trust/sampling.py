@@ -1,6 +1,7 @@
 """A pytest plugin for `make trust`: how many cases of each test run, and a line of JSON about each one that did.
 
 Of the n cases of a test that share runs which `TRUST_SCALE` says, chosen by `TRUST_SEED`: short forms first, and one at least where there is a short form. At 1 all do.
+Those that may take longest begin first, so that none of them is still at it when all others are done.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item.nodeid in kept]
+    items.sort(key=_time_limit, reverse=True)
+
+
+def _time_limit(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return mark.args[0] if mark else 0.0
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
