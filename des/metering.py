@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, get_args
 
 from des import metrics
 from des.errors import DESError, ObjectNotFoundError, PreconditionFailedError
+from des.storage.protocol import Purpose
 from des.storage.wrapper import Call, StorageWrapper, Tally, Verb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from des.errors import Status
-    from des.storage.protocol import ObjectInfo, Purpose, Storage
+    from des.storage.protocol import ObjectInfo, Storage
     from des.storage.s3_requests import Observer, RequestRecord
     from des.storage.zone_observer import HedgeOutcome, MendStatus
 
@@ -49,13 +50,16 @@ class MeteredStorage(StorageWrapper):
         super().__init__(inner)
         self.backend = backend or inner.backend
         self._counts_requests = not reports_requests
+        self._range_calls = {purpose: metrics.range_calls(self.backend, purpose) for purpose in get_args(Purpose)}
+        self._reads = metrics.storage_requests(self.address, "read_range", "ok")
+        self._bytes_read = metrics.storage_bytes(self.address, "read")
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Tally]:
         """Count a call."""
         tally = Tally()
         if call.purpose and call.verb != "piece":
-            metrics.range_asked(self.backend, call.purpose)
+            self._range_calls[call.purpose].add()
         try:
             yield tally
         except DESError as error:
@@ -64,21 +68,21 @@ class MeteredStorage(StorageWrapper):
         if call.verb != "piece":
             self._ended(call.verb)
         if tally.size and self._counts_requests:
-            metrics.storage_moved(self.address, "read" if call.purpose else "written", tally.size)
+            metrics.storage_bytes(self.address, "read" if call.purpose else "written").add(tally.size)
 
     async def read_range(
         self, key: str, start: int, end: int, *, version: str | None = None, purpose: Purpose = "payload"
     ) -> bytes:
         """Count as `around` does, but without its context: most calls are this one, and most take no longer than that."""
-        metrics.range_asked(self.backend, purpose)
+        self._range_calls[purpose].add()
         try:
             data = await self.inner.read_range(key, start, end, version=version, purpose=purpose)
         except DESError as error:
             self._ended("read_range", _outcome(error))
             raise
         if self._counts_requests:
-            metrics.storage_asked(self.address, "read_range", "ok")
-            metrics.storage_moved(self.address, "read", len(data))
+            self._reads.add()
+            self._bytes_read.add(len(data))
         return data
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
@@ -89,7 +93,7 @@ class MeteredStorage(StorageWrapper):
 
     def _ended(self, verb: Verb, status: Status = "ok") -> None:
         if self._counts_requests:
-            metrics.storage_asked(self.address, verb, status)
+            metrics.storage_requests(self.address, verb, status).add()
 
 
 def _outcome(error: DESError) -> Status:
@@ -108,11 +112,11 @@ def request_observer(place: str) -> Observer | None:
 
 def request_made(place: str, record: RequestRecord) -> None:
     """Count a request that a storage reports itself."""
-    metrics.storage_asked(place, record.verb, record.status)
+    metrics.storage_requests(place, record.verb, record.status).add()
     if record.attempt > 1:
         metrics.storage_asked_again(place, record.verb)
     if record.size:
-        metrics.storage_moved(place, "read" if record.verb in _READING_VERBS else "written", record.size)
+        metrics.storage_bytes(place, "read" if record.verb in _READING_VERBS else "written").add(record.size)
 
 
 class ZoneMeter:

@@ -5,7 +5,7 @@ Rules:
 1. Counting is off until `activate`: a program that only reads files pays neither for it nor for importing
    prometheus-client. The service and `--metrics-file` switch it on. Until then every function here does nothing.
 2. Labels are bounded: words of `des.errors.Status`, the storage's verbs, the places of the settings. Never a uid.
-3. One name, one owner: whoever counts calls a function of this module; the name of the instrument stands only here.
+3. One name, one owner: whoever counts calls a function of this module, or adds to a series of it; the name of the instrument stands only here.
 4. Several worker processes count into files of prometheus-client's multiprocess mode, so that one scrape sees all of them.
    That mode is decided by the environment when prometheus-client is first imported; here it is only recognised.
 5. A service counts some ten times a request, and an instrument takes its time to count. While `gathering`, counts are added up
@@ -23,7 +23,8 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from prometheus_client import Counter, Gauge, Histogram
@@ -136,73 +137,106 @@ INSTRUMENTS = (
 )
 
 
+class Series:
+    """One series of a counter or gauge: whoever counts it often keeps it, which spares looking it up.
+
+    Any thread may add to it.
+    """
+
+    __slots__ = ("_child", "_gathered", "_is_gathered", "_labels", "_name")
+
+    def __init__(self, name: str, labels: tuple[str, ...]) -> None:
+        """Begin at 0."""
+        self._name, self._labels = name, labels
+        self._child: Counter | Gauge | None = None
+        self._gathered: float = 0
+        self._is_gathered = False
+
+    def add(self, amount: float = 1) -> None:
+        """Count, where anybody does."""
+        if _registry.gathering_thread == get_ident():
+            if not self._is_gathered:
+                self._is_gathered = True
+                _registry.gathered(self)
+            self._gathered += amount
+        elif _registry.is_active:
+            self._count(amount)
+
+    def hand_over(self) -> None:
+        """Count what was gathered; in the thread that gathers."""
+        self._is_gathered = False
+        amount, self._gathered = self._gathered, 0
+        self._count(amount)
+
+    def _count(self, amount: float) -> None:
+        if self._child is None:
+            family = _registry.counts[self._name]
+            self._child = family.labels(*self._labels) if self._labels else family
+        self._child.inc(amount)
+
+
 class _Registry:
-    """The live instruments of this process, none until it is activated; children are looked up once and kept."""
+    """The live instruments of this process, none until it is activated; series are looked up once and kept."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter | Gauge] = {}
+        self.counts: dict[str, Counter | Gauge] = {}
+        self.is_active = False
+        self.gathering_thread = 0
         self._gauges: dict[str, Gauge] = {}
         self._times: dict[str, Histogram] = {}
-        self._count_children: dict[tuple[str, tuple[str, ...]], Counter | Gauge] = {}
+        self._series: dict[tuple[str, tuple[str, ...]], Series] = {}
         self._time_children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
-        self._gathered: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._gathered: list[Series] = []
+        self._reporters: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
-
-    @property
-    def is_active(self) -> bool:
-        return bool(self._counts)
 
     def activate(self) -> None:
-        if self._counts:
+        if self.is_active:
             return
         from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415 - 0.1 s that only those who count pay
 
         for one in INSTRUMENTS:
             if one.kind == "counter":
-                self._counts[one.name] = Counter(one.name, one.help, one.labels)
+                self.counts[one.name] = Counter(one.name, one.help, one.labels)
             elif one.kind == "gauge":
                 gauge = Gauge(one.name, one.help, one.labels, multiprocess_mode="livesum")
-                self._counts[one.name] = self._gauges[one.name] = gauge
+                self.counts[one.name] = self._gauges[one.name] = gauge
             else:
                 self._times[one.name] = Histogram(one.name, one.help, one.labels, buckets=_LATENCY_BUCKETS)
+        self.is_active = True
 
-    def add(self, instrument: Instrument, amount: float, *labels: str) -> None:
-        if not self._counts:
-            return
+    def series(self, instrument: Instrument, *labels: str) -> Series:
         key = (instrument.name, labels)
-        if self._loop is None or self._thread != get_ident():
-            self._count(key, amount)
-            return
-        gathered = self._gathered
-        if not gathered:
-            self._loop.call_later(GATHER_SECONDS, self.hand_over)
-        gathered[key] = gathered.get(key, 0) + amount
+        found = self._series.get(key)
+        return found or self._series.setdefault(key, Series(*key))
 
-    def _count(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
-        child = self._count_children.get(key)
-        if child is None:
-            name, labels = key
-            family = self._counts[name]
-            child = self._count_children[key] = family.labels(*labels) if labels else family
-        child.inc(amount)
+    def gathered(self, series: Series) -> None:
+        """Hear of a series that has something to hand over."""
+        if not self._gathered and self._loop is not None:
+            self._loop.call_later(GATHER_SECONDS, self.hand_over)
+        self._gathered.append(series)
 
     def hand_over(self) -> None:
-        gathered, self._gathered = self._gathered, {}
-        for key, amount in gathered.items():
-            self._count(key, amount)
+        for report in self._reporters:
+            report()
+        gathered, self._gathered = self._gathered, []
+        for series in gathered:
+            series.hand_over()
 
     @contextmanager
-    def gathering(self) -> Iterator[None]:
-        if self._loop is not None:  # another service of this process gathers; this one counts one by one
-            yield
-            return
-        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+    def gathering(self, report: Callable[[], None]) -> Iterator[None]:
+        leads = self._loop is None  # else another service of this process gathers, and this one counts one by one
+        self._reporters.append(report)
+        if leads:
+            self._loop, self.gathering_thread = asyncio.get_running_loop(), get_ident()
         try:
             yield
         finally:
-            self._loop = None
-            self.hand_over()
+            report()
+            self._reporters.remove(report)
+            if leads:
+                self._loop, self.gathering_thread = None, 0
+                self.hand_over()
 
     def set(self, instrument: Instrument, value: float, *labels: str) -> None:
         gauge = self._gauges.get(instrument.name)
@@ -210,7 +244,7 @@ class _Registry:
             (gauge.labels(*labels) if labels else gauge).set(value)
 
     def observe(self, instrument: Instrument, seconds: float, *labels: str) -> None:
-        if not self._times:
+        if not self.is_active:
             return
         key = (instrument.name, labels)
         child = self._time_children.get(key)
@@ -220,6 +254,9 @@ class _Registry:
 
 
 _registry = _Registry()
+
+requests_in_flight = _registry.series(IN_FLIGHT)
+bytes_out = _registry.series(BYTES_OUT)
 
 
 def activate() -> None:
@@ -232,11 +269,13 @@ def is_active() -> bool:
     return _registry.is_active
 
 
-@contextmanager
-def gathering() -> Iterator[None]:
-    """Count in the running event loop with less effort, see rule 5, until the context ends."""
-    with _registry.gathering():
-        yield
+def gathering(report: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    """Count in the running event loop with less effort, see rule 5, until the context ends.
+
+    Args:
+        report: called before what was gathered is handed over, and in the end: counts what is better looked at now and then.
+    """
+    return _registry.gathering(report)
 
 
 def settle() -> None:
@@ -305,23 +344,13 @@ def retrieval_done(backend: str, status: Status, seconds: float) -> None:
         status: how it ended.
         seconds: until the content, or its first piece, was there.
     """
-    _registry.add(RETRIEVALS, 1, backend, status)
+    _registry.series(RETRIEVALS, backend, status).add()
     _registry.observe(RETRIEVAL_SECONDS, seconds, backend)
-
-
-def requests_in_flight(change: int) -> None:
-    """Count HTTP requests in (1) and out (-1)."""
-    _registry.add(IN_FLIGHT, change)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:
     """Count an HTTP request that was refused by a limit."""
-    _registry.add(SHED, 1, limit)
-
-
-def bytes_out(count: int) -> None:
-    """Count bytes of an HTTP body."""
-    _registry.add(BYTES_OUT, count)
+    _registry.series(SHED, limit).add()
 
 
 def serving(version: str) -> None:
@@ -331,18 +360,18 @@ def serving(version: str) -> None:
 
 def files_packed(status: str, count: int) -> None:
     """Count files of a manifest by what became of them."""
-    _registry.add(PACK_FILES, count, status)
+    _registry.series(PACK_FILES, status).add(count)
 
 
 def bytes_packed(read: int, stored: int) -> None:
     """Count bytes read from sources, and bytes stored of them."""
-    _registry.add(PACK_BYTES, read, "read")
-    _registry.add(PACK_BYTES, stored, "stored")
+    _registry.series(PACK_BYTES, "read").add(read)
+    _registry.series(PACK_BYTES, "stored").add(stored)
 
 
 def packing_took(seconds: float) -> None:
     """Count the time of a pack."""
-    _registry.add(PACK_SECONDS, seconds)
+    _registry.series(PACK_SECONDS).add(seconds)
 
 
 def packing_succeeded(at: float) -> None:
@@ -352,12 +381,12 @@ def packing_succeeded(at: float) -> None:
 
 def maintenance_counted(verb: str, what: str, count: int) -> None:
     """Count what a maintenance command came to."""
-    _registry.add(MAINTENANCE_COUNTS, count, verb, what)
+    _registry.series(MAINTENANCE_COUNTS, verb, what).add(count)
 
 
 def maintenance_took(verb: str, seconds: float) -> None:
     """Count the time of a maintenance command."""
-    _registry.add(MAINTENANCE_SECONDS, seconds, verb)
+    _registry.series(MAINTENANCE_SECONDS, verb).add(seconds)
 
 
 def maintenance_succeeded(verb: str, at: float) -> None:
@@ -365,39 +394,39 @@ def maintenance_succeeded(verb: str, at: float) -> None:
     _registry.set(MAINTENANCE_SUCCESS, at, verb)
 
 
-def range_asked(backend: str, purpose: str) -> None:
-    """Count a range read as it begins."""
-    _registry.add(RANGE_CALLS, 1, backend, purpose)
+def range_calls(backend: str, purpose: str) -> Series:
+    """Return the series of range reads, each counted as it begins."""
+    return _registry.series(RANGE_CALLS, backend, purpose)
 
 
-def storage_asked(place: str, verb: str, status: Status) -> None:
-    """Count a request to a storage as it ends."""
-    _registry.add(STORAGE_REQUESTS, 1, place, verb, status)
+def storage_requests(place: str, verb: str, status: Status) -> Series:
+    """Return the series of requests to a storage, each counted as it ends."""
+    return _registry.series(STORAGE_REQUESTS, place, verb, status)
 
 
 def storage_asked_again(place: str, verb: str) -> None:
     """Count a request to a storage that was not the first attempt."""
-    _registry.add(STORAGE_RETRIES, 1, place, verb)
+    _registry.series(STORAGE_RETRIES, place, verb).add()
 
 
-def storage_moved(place: str, direction: Literal["read", "written"], count: int) -> None:
-    """Count bytes to or from a storage."""
-    _registry.add(STORAGE_BYTES, count, place, direction)
+def storage_bytes(place: str, direction: Literal["read", "written"]) -> Series:
+    """Return the series of bytes to or from a storage."""
+    return _registry.series(STORAGE_BYTES, place, direction)
 
 
 def hedged(place: str, outcome: str) -> None:
     """Count a read that was sent to a place because another was slow."""
-    _registry.add(HEDGES, 1, place, outcome)
+    _registry.series(HEDGES, place, outcome).add()
 
 
 def failed_over(place: str) -> None:
     """Count an answer of a place that was not the first."""
-    _registry.add(FAILOVERS, 1, place)
+    _registry.series(FAILOVERS, place).add()
 
 
 def mended(place: str, status: str) -> None:
     """Count an object that was looked at after damage."""
-    _registry.add(MENDED, 1, place, status)
+    _registry.series(MENDED, place, status).add()
 
 
 def place_up(place: str, *, is_up: bool) -> None:
@@ -408,10 +437,10 @@ def place_up(place: str, *, is_up: bool) -> None:
 def cache_changed(hits: int, misses: int, evictions: int, used_bytes: int) -> None:
     """Count what became of a cache since it was last looked at; it may hold fewer bytes than then."""
     if hits:
-        _registry.add(CACHE_HITS, hits)
+        _registry.series(CACHE_HITS).add(hits)
     if misses:
-        _registry.add(CACHE_MISSES, misses)
+        _registry.series(CACHE_MISSES).add(misses)
     if evictions:
-        _registry.add(CACHE_EVICTIONS, evictions)
+        _registry.series(CACHE_EVICTIONS).add(evictions)
     if used_bytes:
-        _registry.add(CACHE_BYTES, used_bytes)
+        _registry.series(CACHE_BYTES).add(used_bytes)

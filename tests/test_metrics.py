@@ -25,11 +25,11 @@ def test_the_names_are_unique_and_follow_the_conventions() -> None:
 def test_every_function_feeds_its_instrument(grown: Growth) -> None:
     metrics.retrieval_done("local", "ok", 0.25)
     metrics.request_shed("bytes")
-    metrics.bytes_out(5)
+    metrics.bytes_out.add(5)
     metrics.files_packed("ok", 3)
     metrics.bytes_packed(10, 4)
     metrics.packing_took(1.5)
-    metrics.requests_in_flight(1)
+    metrics.requests_in_flight.add(1)
     metrics.serving("0.0.0")
     assert grown['des_build_info{version="0.0.0"}'] == 1
     assert grown['des_retrievals_total{backend="local",status="ok"}'] == 1
@@ -41,7 +41,7 @@ def test_every_function_feeds_its_instrument(grown: Growth) -> None:
     assert grown['des_pack_bytes_total{direction="stored"}'] == 4
     assert grown["des_pack_seconds_total"] == 1.5
     assert grown["des_http_requests_in_flight"] == 1
-    metrics.requests_in_flight(-1)
+    metrics.requests_in_flight.add(-1)
     assert grown["des_http_requests_in_flight"] == 0
 
 
@@ -63,10 +63,10 @@ import sys
 from des import metrics
 from des.metering import metered
 metrics.retrieval_done("local", "ok", 1)
-metrics.bytes_out(1)
+metrics.bytes_out.add(1)
 print(metered(sys) is sys, "prometheus_client" in sys.modules)
 metrics.activate()
-metrics.bytes_out(2)
+metrics.bytes_out.add(2)
 print("des_http_bytes_out_total 2.0" in metrics.exposition().decode())
 """
     assert run(code) == "True False\nTrue\n"
@@ -81,13 +81,13 @@ child = '''
 import os
 from des import metrics
 metrics.activate()
-metrics.bytes_out(5)
-metrics.requests_in_flight(1)
+metrics.bytes_out.add(5)
+metrics.requests_in_flight.add(1)
 print(os.getpid())
 '''
 pids = [int(subprocess.run([sys.executable, "-c", child], capture_output=True, check=True).stdout) for _ in range(2)]
 metrics.activate()
-metrics.bytes_out(1)
+metrics.bytes_out.add(1)
 def shown():
     lines = metrics.exposition().decode().splitlines()
     return sorted(line for line in lines if line.startswith(("des_http_bytes_out_total ", "des_http_requests_in_flight ")))
@@ -106,20 +106,20 @@ async def test_what_is_gathered_is_counted_when_it_settles_and_at_the_end(grown:
         return await asyncio.to_thread(grown.__getitem__, "des_http_bytes_out_total")
 
     with metrics.gathering():
-        metrics.bytes_out(3)
-        metrics.bytes_out(4)
-        metrics.requests_in_flight(1)
-        metrics.requests_in_flight(-1)
+        metrics.bytes_out.add(3)
+        metrics.bytes_out.add(4)
+        metrics.requests_in_flight.add(1)
+        metrics.requests_in_flight.add(-1)
         metrics.settle()
         assert await bytes_out() == 7
         with metrics.gathering():
-            metrics.bytes_out(1)
+            metrics.bytes_out.add(1)
         while await bytes_out() != 8:
             pass
-        await asyncio.to_thread(metrics.bytes_out, 2)
+        await asyncio.to_thread(metrics.bytes_out.add, 2)
         assert await bytes_out() == 10
-        metrics.bytes_out(5)
+        metrics.bytes_out.add(5)
     assert await bytes_out() == 15
-    metrics.bytes_out(1)
+    metrics.bytes_out.add(1)
     assert await bytes_out() == 16
     assert await asyncio.to_thread(grown.__getitem__, "des_http_requests_in_flight") == 0

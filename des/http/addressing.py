@@ -14,8 +14,7 @@ Two spellings: `/files/{uid}?created_at=…` and `/files?uid=…&created_at=…`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from des.errors import InvalidRequestError
@@ -30,8 +29,7 @@ _LOST_PLUS = re.compile(r"(\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d+)?) (\
 _PATH_SAFE = "/:@!$&'()*+,;=~"  # pchar, RFC 3986 section 3.3
 
 
-@dataclass(frozen=True, slots=True)
-class FileAddress:
+class FileAddress(NamedTuple):
     """The file a request names; all parts as the client wrote them, decoded but not yet checked.
 
     Attributes:

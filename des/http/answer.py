@@ -9,9 +9,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from des.http.conditions import Verdict, evaluate, range_applies
 from des.http.dates import format_http_date
@@ -39,8 +38,7 @@ _CONTENT_HEADERS = (
 _ZSTD = (b"content-encoding", b"zstd")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What to answer.
 
     Attributes:

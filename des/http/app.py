@@ -78,7 +78,7 @@ def build_app(settings: Settings, open_it: Callable[[], AbstractAsyncContextMana
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        with metrics.gathering():
+        with metrics.gathering(service.report):
             async with kept_fresh(keys), open_it() as store, places_asked(store):
                 service.attach(store)
                 try:

@@ -173,7 +173,7 @@ class Exchange:
                 self._timer.cancel()
             if self._listener:
                 self._listener.cancel()
-            metrics.bytes_out(self._sent_bytes)
+            metrics.bytes_out.add(self._sent_bytes)
             if access_log.isEnabledFor(logging.INFO):
                 milliseconds = (perf_counter() - self._started) * 1000
                 log_access(self._scope, self.request_id, self._status, self._sent_bytes, milliseconds, self._trouble)

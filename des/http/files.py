@@ -27,7 +27,7 @@ from des.http.problems import Problem, send_problem, unsatisfiable
 from des.store import ContentChangedError
 
 if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from des.http.addressing import FileAddress
     from des.http.answer import Answer
@@ -83,7 +83,7 @@ class FileEndpoint:
         self, store: Store, address: FileAddress, exchange: Exchange, method: str, send: Send, retrieval: Stopwatch
     ) -> None:
         disposition = None if address.download is None else attachment(address.download)
-        found = await store.find(address.uid, address.created_at)
+        found = store.known(address.uid, address.created_at) or await store.find(address.uid, address.created_at)
         answer = plan_answer(method, exchange.fields, found, time.time())
         if answer.status == FAILED:
             await send_problem(send, _FAILED_CONDITION, exchange.request_id)
@@ -98,12 +98,11 @@ class FileEndpoint:
             retrieval.stop()
             await exchange.respond(answer.status, headers)
             return
-        start: Message = {"type": "http.response.start", "status": answer.status, "headers": headers}
         held = min(answer.size, STREAM_BYTES)
         self._service.limits.take_bytes(held)
         try:
             if found.is_large:
-                await self._stream(store, found, answer, start, send, retrieval)
+                await self._stream(store, found, answer, headers, send, retrieval)
             else:
                 await self._send_whole(store, found, answer, headers, exchange, retrieval)
         finally:
@@ -129,12 +128,18 @@ class FileEndpoint:
         await send_body(exchange.send, content, more=False)
 
     async def _stream(
-        self, store: Store, found: FoundFile, answer: Answer, start: Message, send: Send, retrieval: Stopwatch
+        self,
+        store: Store,
+        found: FoundFile,
+        answer: Answer,
+        headers: list[Header],
+        send: Send,
+        retrieval: Stopwatch,
     ) -> None:
         async with store.open_range(found, answer.start, answer.end) as pieces:
             piece = await anext(pieces, b"")
             retrieval.stop()
-            await send(start)
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             while piece:
                 await send_body(send, piece, more=True)
                 piece = await anext(pieces, b"")

@@ -41,12 +41,12 @@ class Limits:
             metrics.request_shed("requests")
             raise overloaded("The service has too many requests in flight; try again shortly.")
         self._requests += 1
-        metrics.requests_in_flight(1)
+        metrics.requests_in_flight.add(1)
 
     def give_request(self) -> None:
         """Count a request out."""
         self._requests -= 1
-        metrics.requests_in_flight(-1)
+        metrics.requests_in_flight.add(-1)
 
     def take_bytes(self, size: int) -> None:
         """Count the bytes of a body in.

@@ -50,10 +50,14 @@ class Service:
 
     def detach(self) -> None:
         """Serve from no store."""
+        self.report()
         self._store = self._cache_meter = None
 
     def retrieval_done(self, status: Status, seconds: float) -> None:
-        """Count a retrieval, see `des.metrics.retrieval_done`, and what it did to the cache."""
+        """Count a retrieval, see `des.metrics.retrieval_done`."""
         metrics.retrieval_done(self.store.backend, status, seconds)
+
+    def report(self) -> None:
+        """Count what became of the cache since the last report."""
         if self._cache_meter:
             self._cache_meter.report()

@@ -111,7 +111,6 @@ and counts as part of the stored size.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
@@ -279,9 +278,8 @@ def decode_entry(data: Buffer, position: int = 0) -> Entry:
     return entry
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose container it is: the fields of the header, less its kind.
+class Identity(NamedTuple):
+    """Whose container it is: the fields of the header, less its kind. A named tuple for its hash: every read looks its shard up.
 
     Attributes:
         store_id: 16 bytes.

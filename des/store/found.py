@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from des.shard.chunking import is_large
 from des.shard.codecs import guess_content_type
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file the index knows, and all that the index says of it without a further read.
+class FoundFile(NamedTuple):
+    """A file the index knows, and all that the index says of it without a further read. A named tuple for the reason of `Entry`.
 
     Attributes:
         uid: as the caller names it.

@@ -221,9 +221,25 @@ class Store:
         """
         return within(self.settings.request_timeout, self._find(uid, created_at, as_of))
 
-    async def _find(self, uid: Uid, created_at: CreatedAt, as_of: float | None = None) -> FoundFile:
+    def known(self, uid: Uid, created_at: CreatedAt) -> FoundFile | None:
+        """Return what `find` would where the caches suffice for it, without a coroutine. None proves nothing: then `find` it.
+
+        Raises:
+            InvalidRequestError: the uid or the time is not acceptable.
+            CorruptShardError, SettingsError: as for `get`.
+        """
+        now = time.monotonic()
+        if now >= self._yields_at:
+            return None  # it is `find` that lets others run
         name = normalize_uid(uid)
-        day = _day_of_text(created_at) if isinstance(created_at, str) else date_dir(parse_created_at(created_at))
+        return self._known(name, file_id(name), _day_of(created_at), now)
+
+    def _known(self, name: str, identifier: bytes, day: str, as_of: float) -> FoundFile | None:
+        known = self.index.known(identifier, day, as_of)
+        return None if known is None or known[1].deleted else FoundFile(name, *known)
+
+    async def _find(self, uid: Uid, created_at: CreatedAt, as_of: float | None = None) -> FoundFile:
+        name, day = normalize_uid(uid), _day_of(created_at)
         identifier = file_id(name)
         now = time.monotonic()
         if now >= self._yields_at:
@@ -231,11 +247,9 @@ class Store:
             await anyio.lowlevel.checkpoint()
         if as_of is None:
             as_of = now
-        known = self.index.known(identifier, day, as_of)
-        if known is not None:
-            loaded, entry = known
-            if not entry.deleted:
-                return FoundFile(name, loaded, entry)
+        found = self._known(name, identifier, day, as_of)
+        if found is not None:
+            return found
         known = await self.index.lookup(identifier, day, as_of)
         if known is None:
             raise NotFoundError(f"there is no file {name!r} on {day}.")
@@ -405,6 +419,10 @@ async def _checked(found: FoundFile, place: Storage) -> bytes:
     stored = await _stored(found, place)
     check_stored(found, stored)
     return stored
+
+
+def _day_of(created_at: CreatedAt) -> str:
+    return _day_of_text(created_at) if isinstance(created_at, str) else date_dir(parse_created_at(created_at))
 
 
 @lru_cache(_KEPT_DAYS)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from des.http import files
+from des.http.answer import answer_headers
 from tests.http.live import request, running
 from tests.making import DAY, make_store
 
@@ -45,3 +48,22 @@ async def test_a_connection_ends_after_so_many_requests_and_says_so(storage: Rec
     answers = raw.split(b"HTTP/1.1 ")[1:]
     assert len(answers) <= 1001
     assert [b"connection: close" in answer.lower() for answer in answers] == [False] * (len(answers) - 1) + [True]
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b", b"a\x7fb"])
+async def test_a_field_that_would_end_its_line_is_never_sent(
+    storage: RecordingStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: bytes
+) -> None:
+    def with_odd_field(*arguments: object) -> list[tuple[bytes, bytes]]:
+        return [*answer_headers(*arguments), (b"x-odd", value)]  # type: ignore[arg-type]  # passed through
+
+    await make_store(storage, {"small": b"content"})
+    async with running(storage) as server:
+        monkeypatch.setattr(files, "answer_headers", with_odd_field)
+        raw = await server.send(request(TARGET))
+        assert raw.startswith(b"HTTP/1.1 500 ")
+        assert b"odd" not in raw
+        assert b"cookie" not in raw
+        monkeypatch.undo()
+        assert (await server.ask(TARGET)).body == b"content"
+    assert "a field of the answer cannot be sent as it is" in caplog.text

@@ -99,7 +99,7 @@ class TestOpening:
             ("put", identity.head_key),
             ("read_suffix", DESCRIPTOR_KEY),
         ]
-        other = await open_shard(local, replace(identity, shard_index=1 - identity.shard_index))
+        other = await open_shard(local, identity._replace(shard_index=1 - identity.shard_index))
         assert other.tables.lineage != head.tables.lineage
 
     async def test_a_head_that_is_there_costs_one_read(self, local: LocalStorage, maker: Maker) -> None:
@@ -215,7 +215,7 @@ class TestBase:
     async def test_another_shards_head_in_its_place(self, tmp_path: Path, local: LocalStorage) -> None:
         maker = await make_store(local, {"file": b"content"})
         identity = maker.identity("file")
-        other = replace(identity, date="20240201")
+        other = identity._replace(date="20240201")
         target = tmp_path / "store" / other.head_key
         target.parent.mkdir()
         target.write_bytes((tmp_path / "store" / identity.head_key).read_bytes())

@@ -232,10 +232,10 @@ def test_object_of_an_unknown_kind_is_unsupported() -> None:
 @pytest.mark.parametrize(
     ("expected", "sentence"),
     [
-        (replace(IDENTITY, store_id=bytes(16)), "belongs to another store"),
-        (replace(IDENTITY, date="20240201"), r"belongs to shard 20240131/5A \(n_bits 8\), not to 20240201/5A"),
-        (replace(IDENTITY, shard_index=0x5B), r"not to 20240131/5B"),
-        (replace(IDENTITY, n_bits=9), r"n_bits 8\), not to 20240131/05A \(n_bits 9\)"),
+        (IDENTITY._replace(store_id=bytes(16)), "belongs to another store"),
+        (IDENTITY._replace(date="20240201"), r"belongs to shard 20240131/5A \(n_bits 8\), not to 20240201/5A"),
+        (IDENTITY._replace(shard_index=0x5B), r"not to 20240131/5B"),
+        (IDENTITY._replace(n_bits=9), r"n_bits 8\), not to 20240131/05A \(n_bits 9\)"),
     ],
 )
 def test_object_of_another_shard_is_refused(expected: Identity, sentence: str) -> None:
@@ -478,7 +478,7 @@ def test_the_same_uid_in_two_segments_is_one_entry() -> None:
 
 def test_a_head_is_not_the_head_of_a_reader_that_expects_another() -> None:
     with pytest.raises(CorruptShardError):
-        Head(read_tail(SMALL), replace(IDENTITY, shard_index=1))
+        Head(read_tail(SMALL), IDENTITY._replace(shard_index=1))
 
 
 def test_pages_follow_each_other() -> None:

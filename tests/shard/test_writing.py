@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -278,5 +277,5 @@ def test_flags_and_time_of_day_reach_the_entry() -> None:
 
 
 def test_another_shard_another_header() -> None:
-    other = replace(IDENTITY, shard_index=1)
+    other = IDENTITY._replace(shard_index=1)
     assert build_segment([], identity=other).data[: HEADER.size] != build_segment([]).data[: HEADER.size]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -316,7 +315,7 @@ class TestHeads:
     async def test_another_stores_head(self, storage: RecordingStorage) -> None:
         maker = await make_store(storage, {"a": b"content"})
         identity = maker.identity("a")
-        stranger = replace(identity, store_id=bytes(16))
+        stranger = identity._replace(store_id=bytes(16))
         await storage.put(identity.head_key, encode_head(stranger, HeadTables(1, bytes(16)), b""), Overwrite())
         async with reading(storage) as store:
             with pytest.raises(CorruptShardError, match="belongs to another store"):
