@@ -26,6 +26,8 @@ import signal
 import socket
 import threading
 import time
+from functools import lru_cache
+from http import HTTPStatus
 from multiprocessing import parent_process
 from typing import TYPE_CHECKING
 
@@ -59,7 +61,9 @@ LINGER = 0.5
 KEEP_ALIVE = 75.0  # longer than a load balancer keeps its end, usually 60 s, so that it is the one that closes
 WATCHDOG_GRACE = 3.0
 
-_FRAMING_FIELDS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+_CLOSE = (b"connection", b"close")
+_NO_CONTENT = b"content-length: 0\r\n"
+_EMPTY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 # What a field may consist of: RFC 9110 section 5.5. That names are tokens is up to the code, which has all of them.
 _FIELD_OCTETS = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 # Up to here one copy costs less than what the event loop makes of two pieces.
@@ -256,8 +260,8 @@ class _AtOnce:
     """Sends a whole answer.
 
     hypercorn takes an answer apart into header, body and end, each of which passes through five layers; this does with
-    its protocol's h11 connection what they do in the end. h11 is told of the fields that frame the message and writes those;
-    the others are checked all together and put behind.
+    its protocol's h11 connection what they do in the end. h11 is told of an answer without content: all that it would do with the
+    content is count it, and with the fields check them, which is done here for all of them together.
     """
 
     __slots__ = ("_server",)
@@ -272,20 +276,19 @@ class _AtOnce:
         if not isinstance(protocol, H11Protocol) or not isinstance(stream, HTTPStream):
             return  # the client is gone
         connection = protocol.connection
-        framing, lines = _parted(headers, server.config.response_headers("h11"))
-        if protocol.keep_alive_requests >= server.config.keep_alive_max_requests:
-            framing.append((b"connection", b"close"))
+        if not _is_framed(stream.scope["method"], status, headers, body):
+            raise ValueError("the answer has another length than it says")
+        lines = _lines([*headers, *server.config.response_headers("h11")])
+        closes = protocol.keep_alive_requests >= server.config.keep_alive_max_requests or _CLOSE in headers
         try:
-            begun = connection.send(h11.Response(status_code=status, headers=framing))[:-2]
-            header = b"%b%b\r\n" % (begun, lines)
-            if body:
-                body = connection.send(h11.Data(data=body))
+            begun = connection.send(_without_content(status, closes))
             connection.send(_END)
         except h11.LocalProtocolError:
             if connection.their_state is not h11.ERROR:
                 raise
         else:
             try:
+                header = b"%b%b\r\n" % (begun.replace(_NO_CONTENT, b"", 1)[:-2], lines)
                 if len(body) <= _COPIED_BYTES:
                     server.writer.write(header + body)
                 else:
@@ -297,14 +300,25 @@ class _AtOnce:
         await stream.send(StreamClosed(stream_id=stream.stream_id))
 
 
-def _parted(headers: list[Header], more: list[Header]) -> tuple[list[Header], bytes]:
-    """Return the fields that frame a message, and the lines of all others, whose octets are checked."""
-    framing = [field for field in headers if field[0] in _FRAMING_FIELDS]
-    lines = [b"%b: %b\r\n" % field for field in (*headers, *more) if field[0] not in _FRAMING_FIELDS]
+@lru_cache
+def _without_content(status: int, closes: bool) -> h11.Response:
+    return h11.Response(status_code=status, headers=[(b"content-length", b"0"), *([_CLOSE] if closes else [])])
+
+
+def _is_framed(method: str, status: int, headers: list[Header], body: bytes) -> bool:
+    """Tell whether a client will find the end of the body: RFC 9112 section 6.3."""
+    if method == "HEAD" or status in _EMPTY:
+        return not body
+    return (b"content-length", b"%d" % len(body)) in headers
+
+
+def _lines(headers: list[Header]) -> bytes:
+    """Return the lines of the fields, whose octets are checked; without that of the connection, which is h11's."""
+    lines = [b"%b: %b\r\n" % field for field in headers if field[0] != b"connection"]
     joined = b"".join(lines)
     if joined.translate(None, _FIELD_OCTETS) != b"\r\n" * len(lines):
         raise ValueError("a field of the answer cannot be sent as it is")
-    return framing, joined
+    return joined
 
 
 class _Connection(asyncio.StreamWriter):
