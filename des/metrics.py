@@ -362,16 +362,27 @@ def value_in_file(path: Path, instrument: Instrument, *labels: str) -> float | N
         return None
 
 
-def retrieval_done(backend: str, status: Status, seconds: float) -> None:
-    """Count a retrieval of one file.
+class Retrievals:
+    """Counts retrievals of one file each from a backend, which is the storage's label."""
 
-    Args:
-        backend: the storage's label.
-        status: how it ended.
-        seconds: until the content, or its first piece, was there.
-    """
-    _registry.series(RETRIEVALS, backend, status).add()
-    _registry.timings(RETRIEVAL_SECONDS, backend).observe(seconds)
+    __slots__ = ("_backend", "_good", "_times")
+
+    def __init__(self, backend: str) -> None:
+        """Count those of a backend."""
+        self._backend = backend
+        self._good = _registry.series(RETRIEVALS, backend, "ok")
+        self._times = _registry.timings(RETRIEVAL_SECONDS, backend)
+
+    def done(self, status: Status, seconds: float) -> None:
+        """Count one.
+
+        Args:
+            status: how it ended.
+            seconds: until the content, or its first piece, was there.
+        """
+        series = self._good if status == "ok" else _registry.series(RETRIEVALS, self._backend, status)
+        series.add()
+        self._times.observe(seconds)
 
 
 def request_shed(limit: Literal["requests", "bytes"]) -> None:

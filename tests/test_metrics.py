@@ -23,7 +23,7 @@ def test_the_names_are_unique_and_follow_the_conventions() -> None:
 
 
 def test_every_function_feeds_its_instrument(grown: Growth) -> None:
-    metrics.retrieval_done("local", "ok", 0.25)
+    metrics.Retrievals("local").done("ok", 0.25)
     metrics.request_shed("bytes")
     metrics.bytes_out.add(5)
     metrics.files_packed("ok", 3)
@@ -62,7 +62,7 @@ def test_counting_is_off_and_costs_no_import_until_it_is_activated() -> None:
 import sys
 from des import metrics
 from des.metering import metered
-metrics.retrieval_done("local", "ok", 1)
+metrics.Retrievals("local").done("ok", 1)
 metrics.bytes_out.add(1)
 print(metered(sys) is sys, "prometheus_client" in sys.modules)
 metrics.activate()

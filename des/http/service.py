@@ -31,6 +31,7 @@ class Service:
         self.draining = False
         self._store: Store | None = None
         self._cache_meter: CacheMeter | None = None
+        self._retrievals: metrics.Retrievals | None = None
 
     @property
     def store(self) -> Store:
@@ -47,6 +48,7 @@ class Service:
         """Serve from this store."""
         self._store = store
         self._cache_meter = CacheMeter(store.cache)
+        self._retrievals = metrics.Retrievals(store.backend)
 
     def detach(self) -> None:
         """Serve from no store."""
@@ -54,8 +56,9 @@ class Service:
         self._store = self._cache_meter = None
 
     def retrieval_done(self, status: Status, seconds: float) -> None:
-        """Count a retrieval, see `des.metrics.retrieval_done`."""
-        metrics.retrieval_done(self.store.backend, status, seconds)
+        """Count a retrieval, see `des.metrics.Retrievals`."""
+        if self._retrievals:
+            self._retrievals.done(status, seconds)
 
     def report(self) -> None:
         """Count what became of the cache since the last report."""

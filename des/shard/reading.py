@@ -47,6 +47,8 @@ from des.shard.tables import HeadTables, SegmentTables
 KNOWN_INCOMPAT = 0
 KNOWN_RO_COMPAT = 0
 _FIRST_KEY = struct.Struct("<16s24x")  # of a directory item
+# Every read asks for its page: so many of a head's are kept once they were checked, all of them up to 8,000 files.
+KEPT_PAGES = 16
 MINIMUM_TAIL = HEADER.size + FOOTER.size
 
 
@@ -228,7 +230,7 @@ def _check_tiling(directory: Directory, start: int, end: int, items: int) -> Non
 class Head:
     """A shard's head: what its tail says, and how to find a file in its pages."""
 
-    __slots__ = ("directory", "identity", "tables", "tail")
+    __slots__ = ("_pages", "directory", "identity", "tables", "tail")
 
     def __init__(self, tail: Tail, expected: Identity) -> None:
         """Take a parsed tail.
@@ -241,6 +243,7 @@ class Head:
         self.identity = tail.identity
         self.directory = tail.directory
         self.tables = HeadTables.decode(tail.tables)
+        self._pages: dict[int, PageRef] = {}
 
     def check_structure(self) -> None:
         """Check what a lookup does not: that pages are in order, without gaps and complete. Needed before a head is a base for writing.
@@ -287,7 +290,14 @@ class Head:
         Raises:
             CorruptShardError: the directory points outside the object.
         """
-        ref = self.directory.ref(position)
+        ref = self._pages.get(position)
+        if ref is None:
+            ref = self._checked(self.directory.ref(position))
+            if len(self._pages) < KEPT_PAGES:
+                self._pages[position] = ref
+        return ref
+
+    def _checked(self, ref: PageRef) -> PageRef:
         if ref.object_number == 0:
             inside = HEADER.size <= ref.offset and ref.end <= self.tail.start
         else:

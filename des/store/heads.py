@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 from des.errors import CorruptShardError, PreconditionFailedError, StorageUnavailableError
 from des.shard.layout import ENTRY_BYTES, HEADER, TAIL_READ_BYTES, Entry, Identity, Kind, decode_header
-from des.shard.reading import Head, PageRef, find_entry, parse_tail, tail_length
+from des.shard.reading import KEPT_PAGES, Head, PageRef, find_entry, parse_tail, tail_length
 from des.store.places import elsewhere, everywhere, first_good
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _ATTEMPTS = 5
 _HEAD_BYTES = 2_500
 _SEGMENT_BYTES = 600
 _NAME_BYTES = 160
+_PAGE_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class LoadedHead:
         objects = _SEGMENT_BYTES * len(tables.segments) + _NAME_BYTES * (
             len(tables.content_types) + len(tables.page_objects) + len(tables.commit_log) + 2 * len(tables.condemned)
         )
-        return _HEAD_BYTES + len(self.suffix) + objects
+        pages = _PAGE_BYTES * min(self.head.directory.count, KEPT_PAGES)
+        return _HEAD_BYTES + len(self.suffix) + objects + pages
 
     def segment_key(self, number: int) -> str:
         """Return the key of a segment by its number, kept once it was made."""
