@@ -134,7 +134,7 @@ class _Application(Starlette):
         self._service, self._access = service, access
 
     def build_middleware_stack(self) -> ASGIApp:
-        return ExchangeMiddleware(self.router, self._service, takes_content, self._access)
+        return ExchangeMiddleware(self.router.middleware_stack, self._service, takes_content, self._access)
 
 
 class _FilesRoute(Route):

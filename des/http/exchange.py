@@ -90,15 +90,14 @@ class ExchangeMiddleware:
         self._takes_content = takes_content
         self._patrol = _Patrol()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request; pass on what is none."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         if not scope["path"].startswith("/"):  # the absolute form, which a server must accept: RFC 9112 section 3.2.2
             scope["path"] = unquote(raw_path(scope).decode("latin-1"))
         exchange = scope[SCOPE_KEY] = Exchange(self._service, scope, receive, send)
-        await exchange.answer(self._app, self._takes_content, self._patrol, self._access)
+        return exchange.answer(self._app, self._takes_content, self._patrol, self._access)
 
 
 class Exchange:

@@ -45,7 +45,7 @@ from des.store.places import elsewhere
 from des.store.prerequisites import Prerequisites
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -408,11 +408,15 @@ class Store:
             return replace(found.info, metadata=row.metadata_object())
 
 
-async def _stored(found: FoundFile, place: Storage) -> bytes:
+def _stored(found: FoundFile, place: Storage) -> Awaitable[bytes]:
     entry = found.entry
     if not entry.stored_size:
-        return b""
-    return await place.read_range(found.segment_key, entry.offset, entry.offset + entry.stored_size)
+        return _nothing()
+    return place.read_range(found.segment_key, entry.offset, entry.offset + entry.stored_size)
+
+
+async def _nothing() -> bytes:
+    return b""
 
 
 async def _checked(found: FoundFile, place: Storage) -> bytes:
