@@ -1,13 +1,13 @@
 """What an answer of the service costs the server, beside other servers that hand out the same bytes.
 
-    python -m benchmarks.http [--seconds 1] [--rounds 3] [--only local|s3] [--log-level warning] [--json FILE]
+    python -m benchmarks.http [--seconds 1] [--rounds 15] [--only local|s3] [--log-level warning] [--json FILE]
 
 - local store, warm: beside (a) a bare Starlette route on the same worker and (b) nginx with the same files, where it is installed;
 - S3 (SeaweedFS on this machine), warm: beside FastAPI, uvicorn and boto3 in threads, (c) doing the same one range-GET, (d) reading
   footer, index and payload each time.
 
 wrk asks for 32 files in turn, 32 at once. Cost is CPU of the server's processes alone. The servers take turns within each round; a
-ratio is the median of the rounds' ratios. No server writes an access log, as the bare one has none; `--log-level info` gives the
+ratio is the median of the rounds' ratios, which differ by a fifth. No server writes an access log, as the bare one has none; `--log-level info` gives the
 service its own. Latency is reported and has no budget: wrk, and SeaweedFS, share the processors with the server.
 """
 
@@ -319,7 +319,7 @@ def run(options: argparse.Namespace) -> dict[str, list[Row]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=1, help="per measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", choices=("local", "s3"))
     parser.add_argument("--log-level", default="warning", help="of the service; info: with its access log")
     parser.add_argument("--json", type=Path)
