@@ -44,7 +44,7 @@ test: $(DEV) ## Run the whole test suite
 soak: $(DEV) ## Run the long forms of the tests (bounded: half an hour)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m soak --timeout 1800
 
-trust: $(FUZZ) ## Inject every fault, break rules on purpose; TRUST_SCALE=1 takes about 20 minutes, 0.1 about 3
+trust: $(FUZZ) ## Inject every fault, break rules on purpose; TRUST_SCALE=1 takes half an hour on two cores, 0.1 about 3 minutes
 	$(BIN)/python -m tests.trust
 
 fuzz: $(FUZZ) ## Fuzz all that reads what it cannot trust, for MINUTES=30
