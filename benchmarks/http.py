@@ -7,8 +7,9 @@
   footer, index and payload each time.
 
 wrk asks for 32 files in turn, 32 at once. Cost is CPU of the server's processes alone. The servers take turns within each round; a
-ratio is the median of the rounds' ratios, which differ by a fifth. No server writes an access log, as the bare one has none; `--log-level info` gives the
-service its own. Latency is reported and has no budget: wrk, and SeaweedFS, share the processors with the server.
+ratio is the median of the rounds' ratios, which differ by a fifth. No server writes an access log, as the bare one has none;
+`--log-level info` gives the service its own. Latency is reported and has no budget: wrk, and SeaweedFS, share the processors with
+the server.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ OWNED = {
     "hypercorn": ("http/",),
     "click": ("cli/", "console.py", "pack/__main__.py"),
     "rich": ("cli/", "pack/"),
-    "prometheus_client": ("metrics.py",),
+    "prometheus_client": ("metrics/",),
     "pydantic_settings": ("settings.py",),
     "zstandard": ("shard/", "pack/manifest_streams.py"),
     "lz4": ("shard/",),

@@ -65,7 +65,7 @@ _log = logging.getLogger("des.http")
 _HTTP_1 = ("1.1", "1.0")
 _MULTIPLEXED = frozenset({"2", "3"})
 _LEFT = "the client left"
-_CLOSE = (b"connection", b"close")
+CLOSE: Final = (b"connection", b"close")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _FIRST_VERSION_LENGTH = 55
 
@@ -216,7 +216,7 @@ class Exchange:
                         raise _too_long(limit)
         except TimeoutError as error:
             detail = "The request's content did not come in time."
-            raise RefusedError(Problem(HTTPStatus.REQUEST_TIMEOUT, detail, (_CLOSE,))) from error
+            raise RefusedError(Problem(HTTPStatus.REQUEST_TIMEOUT, detail, (CLOSE,))) from error
         if len(received) > limit:
             raise _too_long(limit)
         self.watch()
@@ -241,7 +241,7 @@ class Exchange:
             return
         self._status, self._finishing = status, True
         if self._service.draining:
-            headers = [*headers, _CLOSE]
+            headers = [*headers, CLOSE]
         if self._scope["method"] == "HEAD":
             body = b""
         self._sent_bytes += len(body)
@@ -254,7 +254,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             if self._service.draining and self._scope["http_version"] in _HTTP_1:
-                message["headers"] = [*message["headers"], _CLOSE]
+                message["headers"] = [*message["headers"], CLOSE]
         else:
             if self._scope["method"] == "HEAD":
                 message["body"] = b""
@@ -276,13 +276,13 @@ class Exchange:
     def _check(self) -> None:
         if self._scope["http_version"] not in _HTTP_1:
             detail = "This service speaks HTTP/1.1; let a proxy in front of it speak HTTP/2."
-            fields = () if self._scope["http_version"] in _MULTIPLEXED else (_CLOSE,)  # RFC 9113 section 8.2.2
+            fields = () if self._scope["http_version"] in _MULTIPLEXED else (CLOSE,)  # RFC 9113 section 8.2.2
             raise RefusedError(Problem(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, detail, fields))
         size = sum(map(len, self.fields)) + sum(map(len, self.fields.values()))
         size += len(self._scope.get("raw_path") or self._scope["path"]) + len(self._scope["query_string"])
         if size > MAX_HEADER_BYTES:
             detail = f"The request's header is longer than {MAX_HEADER_BYTES} bytes."
-            raise RefusedError(Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail, (_CLOSE,)))
+            raise RefusedError(Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail, (CLOSE,)))
 
     # ---- while it works -----------------------------------------------------------------------------------------------------
 
@@ -368,7 +368,7 @@ class _Patrol:
 
 def _too_long(limit: int) -> RefusedError:
     detail = f"The request's content is longer than {limit} bytes."
-    return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (_CLOSE,)))
+    return RefusedError(Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, (CLOSE,)))
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -44,7 +44,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 
 from des.http.dates import format_http_date
-from des.http.exchange import ABORT_KEY, AT_ONCE_KEY, MAX_HEADER_BYTES
+from des.http.exchange import ABORT_KEY, AT_ONCE_KEY, CLOSE, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,6 @@ LINGER = 0.5
 KEEP_ALIVE = 75.0  # longer than a load balancer keeps its end, usually 60 s, so that it is the one that closes
 WATCHDOG_GRACE = 3.0
 
-_CLOSE = (b"connection", b"close")
 _NO_CONTENT = b"content-length: 0\r\n"
 _EMPTY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 # What a field may consist of: RFC 9110 section 5.5. That names are tokens is up to the code, which has all of them.
@@ -279,7 +278,7 @@ class _AtOnce:
         if not _is_framed(stream.scope["method"], status, headers, body):
             raise ValueError("the answer has another length than it says")
         lines = _lines([*headers, *server.config.response_headers("h11")])
-        closes = protocol.keep_alive_requests >= server.config.keep_alive_max_requests or _CLOSE in headers
+        closes = protocol.keep_alive_requests >= server.config.keep_alive_max_requests or CLOSE in headers
         try:
             begun = connection.send(_without_content(status, closes))
             connection.send(_END)
@@ -302,7 +301,7 @@ class _AtOnce:
 
 @lru_cache
 def _without_content(status: int, closes: bool) -> h11.Response:
-    return h11.Response(status_code=status, headers=[(b"content-length", b"0"), *([_CLOSE] if closes else [])])
+    return h11.Response(status_code=status, headers=[(b"content-length", b"0"), *([CLOSE] if closes else [])])
 
 
 def _is_framed(method: str, status: int, headers: list[Header], body: bytes) -> bool:

@@ -1,0 +1,77 @@
+"""Metrics: the instruments, what counts for them, and how the counts leave the process. `des.metering` measures storages and caches with it.
+
+One name, one owner: whoever counts calls a function of this package, or adds to a series of it.
+"""
+
+from des.metrics.counting import Series, activate, gathering, is_active, settle
+from des.metrics.events import (
+    Retrievals,
+    bytes_out,
+    bytes_packed,
+    cache_changed,
+    failed_over,
+    files_packed,
+    hedged,
+    maintenance_counted,
+    maintenance_succeeded,
+    maintenance_took,
+    mended,
+    packing_succeeded,
+    packing_took,
+    place_up,
+    range_calls,
+    request_shed,
+    requests_in_flight,
+    serving,
+    storage_asked_again,
+    storage_bytes,
+    storage_requests,
+)
+from des.metrics.exposition import (
+    CONTENT_TYPE,
+    exposition,
+    process_ended,
+    share_between_processes,
+    value_in_file,
+    write_file,
+)
+from des.metrics.instruments import INSTRUMENTS, MAINTENANCE, MAINTENANCE_SUCCESS, PACK_SUCCESS
+
+__all__ = [
+    "CONTENT_TYPE",
+    "INSTRUMENTS",
+    "MAINTENANCE",
+    "MAINTENANCE_SUCCESS",
+    "PACK_SUCCESS",
+    "Retrievals",
+    "Series",
+    "activate",
+    "bytes_out",
+    "bytes_packed",
+    "cache_changed",
+    "exposition",
+    "failed_over",
+    "files_packed",
+    "gathering",
+    "hedged",
+    "is_active",
+    "maintenance_counted",
+    "maintenance_succeeded",
+    "maintenance_took",
+    "mended",
+    "packing_succeeded",
+    "packing_took",
+    "place_up",
+    "process_ended",
+    "range_calls",
+    "request_shed",
+    "requests_in_flight",
+    "serving",
+    "settle",
+    "share_between_processes",
+    "storage_asked_again",
+    "storage_bytes",
+    "storage_requests",
+    "value_in_file",
+    "write_file",
+]
