@@ -72,11 +72,10 @@ print("des_http_bytes_out_total 2.0" in metrics.exposition().decode())
     assert run(code) == "True False\nTrue\n"
 
 
-def test_processes_count_together_and_the_gauges_of_the_dead_go(tmp_path: Path) -> None:
-    code = f"""
+def test_processes_count_together_and_the_gauges_of_the_dead_go() -> None:
+    code = """
 import os, subprocess, sys
 from des import metrics
-metrics.share_between_processes({str(tmp_path)!r})
 child = '''
 import os
 from des import metrics
@@ -85,18 +84,22 @@ metrics.bytes_out.add(5)
 metrics.requests_in_flight.add(1)
 print(os.getpid())
 '''
-pids = [int(subprocess.run([sys.executable, "-c", child], capture_output=True, check=True).stdout) for _ in range(2)]
-metrics.activate()
-metrics.bytes_out.add(1)
 def shown():
     lines = metrics.exposition().decode().splitlines()
     return sorted(line for line in lines if line.startswith(("des_http_bytes_out_total ", "des_http_requests_in_flight ")))
-print(shown())
-for pid in pids:
-    metrics.process_ended(pid)
-print(shown())
+with metrics.shared_between_processes():
+    pids = [int(subprocess.run([sys.executable, "-c", child], capture_output=True, check=True).stdout) for _ in range(2)]
+    metrics.activate()
+    metrics.bytes_out.add(1)
+    print(shown())
+    for pid in pids:
+        metrics.process_ended(pid)
+    print(shown())
+    directory = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+print(os.path.exists(directory), "PROMETHEUS_MULTIPROC_DIR" in os.environ)
 """
-    first, second = run(code).splitlines()
+    first, second, left = run(code).splitlines()
+    assert left == "False False"
     assert first == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 2.0']"
     assert second == "['des_http_bytes_out_total 11.0', 'des_http_requests_in_flight 0.0']"
 

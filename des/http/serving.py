@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
@@ -64,7 +63,7 @@ def serve(settings: Settings) -> None:
         if settings.http_workers == 1:
             run_worker(app, listener, settings, admin_listener=admin_listener)
         else:
-            metrics.share_between_processes(stack.enter_context(tempfile.TemporaryDirectory(prefix="des-metrics-")))
+            stack.enter_context(metrics.shared_between_processes())
             _Workers(settings, listener, admin_listener).run()
 
 

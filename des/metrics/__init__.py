@@ -31,7 +31,7 @@ from des.metrics.exposition import (
     CONTENT_TYPE,
     exposition,
     process_ended,
-    share_between_processes,
+    shared_between_processes,
     value_in_file,
     write_file,
 )
@@ -68,7 +68,7 @@ __all__ = [
     "requests_in_flight",
     "serving",
     "settle",
-    "share_between_processes",
+    "shared_between_processes",
     "storage_asked_again",
     "storage_bytes",
     "storage_requests",

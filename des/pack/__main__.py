@@ -17,12 +17,13 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from des.console import run_command, say, write_bytes, write_line
 from des.errors import EXIT_BAD_ANSWER, EXIT_DONE, SettingsError, StorageError
 from des.pack.choosing import AUTO_DICTIONARY, NO_DICTIONARY, chosen_inputs, compression_of
+from des.pack.crew import Crew
 from des.pack.partition import Partition
 from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
 from des.pack.workers import forked_workers
-from des.storage.opening import SourceBuckets, open_storage, resolve_target
+from des.storage.opening import SourceBuckets, load_backend, open_storage, resolve_target
 from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from des.pack.decisions import OnConflict
     from des.pack.dry_run import DryRun
-    from des.pack.workers import Workers
     from des.settings import Settings
     from des.shard.codecs import CodecName
     from des.storage.protocol import Storage
@@ -206,13 +206,15 @@ def pack_command(
     with ExitStack() as stack:
         report.shown = sys.stderr
         stack.enter_context(_rare_garbage_collections())
-        workers = stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if metrics_file is not None:
             stack.enter_context(metrics_written(metrics_file, report))
+        load_backend(settings)
+        workers = stack.enter_context(forked_workers(job.threads))  # before anything has threads
         if errors is not None:
             report.errors = stack.enter_context(_open_errors(errors, manifests + json_manifests))
         progress = Progress() if quiet or as_json else _shown_progress(stack)
-        work = _work_of(job, report, progress, workers, is_dry_run=is_dry_run)
+        crew = None if workers is None else Crew(workers, settings)
+        work = _work_of(job, report, progress, crew, is_dry_run=is_dry_run)
         try:
             found, stopped_by = anyio.run(_run, settings, work)
         except StorageError:
@@ -271,13 +273,13 @@ def _shown_progress(stack: ExitStack) -> Progress:
 
 
 def _work_of(
-    job: PackJob, report: Report, progress: Progress, workers: Workers | None, *, is_dry_run: bool
+    job: PackJob, report: Report, progress: Progress, crew: Crew | None, *, is_dry_run: bool
 ) -> Callable[[Storage, SourceBuckets], Awaitable[DryRun | None]]:
     if is_dry_run:
         from des.pack.dry_run import dry_run  # noqa: PLC0415 - as above
 
-        return lambda storage, _: dry_run(storage, job, report, progress, workers)
-    return lambda storage, buckets: pack(storage, job, report, progress, buckets, workers)
+        return lambda storage, _: dry_run(storage, job, report, progress, crew.workers if crew else None)
+    return lambda storage, buckets: pack(storage, job, report, progress, buckets, crew)
 
 
 def _conclude(report: Report, *, as_json: bool, quiet: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from des.pack.commit import Change, are_usable, new_name, now_microseconds, settle, swap
 from des.pack.decisions import Candidate, candidate_of
-from des.pack.encoding import Base, EncodedRun, encode_columns, large_encoder_for, record_for
+from des.pack.encoding import Base, EncodedRun, encode_batch, large_encoder_for, record_for
 from des.pack.gathering import Gathered
 from des.pack.plan import Done
 from des.pack.report import Failure, Tally
@@ -125,10 +125,9 @@ class Attempt:
         if self._failed:
             rows = [row for row in rows if row.number not in self._failed]
         async with self._workshop.remote.fetched(rows) as fetch:
-            base = self._encoding_base.narrowed(fetch.rows)
-            columns = tuple(zip(*fetch.rows, strict=True))
-            items, left = await self._workshop.in_worker(encode_columns, columns, base, compression, fetch.content)
-            rest = [*fetch.rows[len(fetch.rows) - left :], *fetch.rest]
+            encode = partial(encode_batch, fetch.rows, self._encoding_base, compression, fetch.content)
+            items, left = await self._workshop.in_thread(encode)
+            rest = [*left, *fetch.rest]
             return items, rows[: len(rows) - len(rest)], rest
 
     def _settle(self, settled: Settled) -> None:

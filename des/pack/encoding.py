@@ -1,4 +1,4 @@
-"""Encoding batches of small files in a worker process or thread: read, look up, compress, hash, draft their catalog rows.
+"""Encoding batches of small files in a worker thread: read, look up, compress, hash, draft their catalog rows.
 
 One hop to a worker serves a whole batch, and one entry into the compressor all that is compressed together. What comes out needs no more work by file than
 to be told its offset.
@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from des.pack.decisions import Candidate
 from des.pack.per_thread import PerThread
-from des.pack.plan import PlannedRow
 from des.pack.sources import SourceError, read_small
 from des.shard.catalog import draft_row
 from des.shard.chunking import LargeEncoder
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from des.errors import Status
+    from des.pack.plan import PlannedRow
     from des.pack.remote import Fetched, RemoteLarge
 
 BATCH_FILES = 512
 # Files are compressed together once so many bytes of them were read, so that little is held both raw and encoded.
 RUN_BYTES = 1 << 20
-# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file, and three times that on its way from
-# one process to another.
+# A batch ends early once it holds this many stored bytes: it bounds the memory of a batch to this and one small file.
 BATCH_BYTES = 4 << 20
 _NOTHING_FETCHED: Mapping[int, Fetched] = MappingProxyType({})
 # What is encoded anew comes on top of its batch.
@@ -42,7 +41,7 @@ ANEW_BYTES = 1 << 20
 class EncodedRun:
     """Small files ready to be written, one after another.
 
-    In columns, because objects of their own take three times as long on their way from one process to another.
+    In columns, because an object for each would take longer to make than to use.
 
     Attributes:
         numbers: of their rows, rising.
@@ -127,13 +126,6 @@ class Base:
 
     find: Callable[[bytes], Entry | None] | None
     generation: int
-
-    def narrowed(self, rows: Sequence[PlannedRow]) -> Base:
-        """Return the same as far as it concerns some rows: that can be sent to another process, where a head is too large."""
-        if self.find is None:
-            return self
-        known = {row.file_id: entry for row in rows if (entry := self.find(row.file_id)) is not None}
-        return Base(known.get if known else None, self.generation)
 
 
 _encoder_for = PerThread(Encoder)
@@ -231,18 +223,6 @@ def encode_batch(
     if waiting:
         items.append(_encode_run(waiting, raws, 0, base.generation, compression))
     return items, rest
-
-
-def encode_columns(
-    columns: tuple[Sequence[Any], ...], base: Base, compression: Compression, fetched: Mapping[int, Fetched]
-) -> tuple[list[Item], int]:
-    """Do as `encode_batch` for rows that came from another process: in columns, which are sent in a third of the time that rows take.
-
-    Returns:
-        The items in order, and how many rows did not fit.
-    """
-    items, rest = encode_batch(list(map(PlannedRow, *columns)) if columns else [], base, compression, fetched)
-    return items, len(rest)
 
 
 def _large(row: PlannedRow, raw: int | RemoteLarge) -> Large:

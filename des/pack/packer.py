@@ -41,7 +41,7 @@ async def pack_shard(workshop: Workshop, identity: Identity, shard: PlannedShard
         UnsupportedFormatError: the shard is of a newer format.
         StorageError: the storage is unwell.
     """
-    repeated = await workshop.ask_plan(lambda: workshop.plan.repeated(shard))
+    repeated = await workshop.ask(lambda: workshop.ledger.repeated(shard))
     rounds = [Round(shard, None, frozenset(number for number, _ in repeated))]
     for nth in sorted({nth for _, nth in repeated}):
         numbers = tuple(number for number, its_nth in repeated if its_nth == nth)

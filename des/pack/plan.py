@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain, repeat, starmap
@@ -21,7 +22,7 @@ from des.routing import MAX_N_BITS, file_id
 from des.shard.layout import NAME_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from des.pack.manifest import ManifestRow
@@ -43,6 +44,7 @@ _INDEX_MASK = (1 << MAX_N_BITS) - 1
 _BY_SHARD = "CREATE INDEX chunks_by_shard ON chunks (shard, first, last, count, size)"
 _SHARDS = "SELECT shard, SUM(count), SUM(size) FROM chunks GROUP BY shard ORDER BY shard"
 _OF_SHARD = "SELECT first, uids, others FROM chunks WHERE shard = ? AND last > ? AND first <= ? ORDER BY first"
+_COUNTED = "SELECT first, uids, others, count FROM chunks WHERE shard = ? AND last > ? ORDER BY first"
 _CACHE_KIB = 32 << 10
 _MAX_NUMBER = (1 << 63) - 1
 _CHUNK_ROWS = 1024
@@ -79,6 +81,37 @@ class PlannedRow(NamedTuple):
     content_type: str | None
     metadata: bytes
     root: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of one shard in manifest order, as the plan has them: whoever needs them unpacks them, in another process if need be.
+
+    Attributes:
+        chunks: number of the first row, uids, and all else.
+        roots: see `Plan`.
+    """
+
+    chunks: Sequence[tuple[int, bytes, bytes]]
+    roots: Sequence[str]
+
+    def unpacked(self) -> list[PlannedRow]:
+        """Return the rows, each with the root that it lies in."""
+        rows = list(chain.from_iterable(starmap(_rows_of, self.chunks)))
+        return [row._replace(root=self._root_of(row.source_path)) for row in rows] if self.roots else rows
+
+    def after(self, number: int, limit: int) -> list[PlannedRow]:
+        """Return up to `limit` rows, those after row number `number`."""
+        rows = self.unpacked()
+        start = bisect_right(rows, number, key=lambda row: row.number)
+        return rows[start : start + limit]
+
+    def numbered(self, numbers: Collection[int]) -> list[PlannedRow]:
+        """Return the rows that have these numbers."""
+        return [row for row in self.unpacked() if row.number in numbers]
+
+    def _root_of(self, source_path: str) -> str | None:
+        return next((root for root in self.roots if source_path.startswith(root)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,29 +198,24 @@ class Plan:
 
     def rows(self, shard: PlannedShard, after: int, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
-        found: list[PlannedRow] = []
-        for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), after, _MAX_NUMBER)):
-            rows = self._rows_of(first, uids, others)
-            found += [row for row in rows if row.number > after] if first <= after else rows
-            if len(found) >= limit:
+        return self.packed_after(shard, after, limit).after(after, limit)
+
+    def packed_after(self, shard: PlannedShard, after: int, limit: int) -> PackedRows:
+        """Return `limit` or more rows of a shard after row number `after`, as far as there are any, and maybe some up to it."""
+        chunks: list[tuple[int, bytes, bytes]] = []
+        found = 0
+        for first, uids, others, count in self._connection.execute(_COUNTED, (_number_of(shard), after)):
+            chunks.append((first, uids, others))
+            found += count if first > after else 0
+            if found >= limit:
                 break
-        return found[:limit]
+        return PackedRows(chunks, self.roots)
 
-    def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> list[PlannedRow]:
-        """Return some rows of a shard by their numbers, which rise."""
-        wanted = frozenset(numbers)
-        chunks = (
-            self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1])) if numbers else ()
+    def packed_between(self, shard: PlannedShard, first: int, last: int) -> PackedRows:
+        """Return the rows of a shard numbered `first` to `last`, and maybe some around them."""
+        return PackedRows(
+            self._connection.execute(_OF_SHARD, (_number_of(shard), first - 1, last)).fetchall(), self.roots
         )
-        return [row for chunk in chunks for row in self._rows_of(*chunk) if row.number in wanted]
-
-    def _rows_of(self, first: int, uids: bytes, others: bytes) -> list[PlannedRow]:
-        """Return the rows of a chunk, each with the root that it lies in."""
-        rows = _rows_of(first, uids, others)
-        return [row._replace(root=self._root_of(row.source_path)) for row in rows] if self.roots else rows
-
-    def _root_of(self, source_path: str) -> str | None:
-        return next((root for root in self.roots if source_path.startswith(root)), None)
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
 
@@ -220,7 +248,7 @@ class Plan:
     def drawn(self, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows from all over the run, the same ones each time."""
         chunks = self._connection.execute("SELECT first, uids, others FROM chunks")
-        rows = chain.from_iterable(starmap(self._rows_of, chunks))
+        rows = chain.from_iterable(PackedRows((chunk,), self.roots).unpacked() for chunk in chunks)
         return heapq.nsmallest(limit, rows, key=_draw)
 
     def repeated(self, shard: PlannedShard) -> list[tuple[int, int]]:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from des.errors import SettingsError
-from des.pack.encoding import BATCH_BYTES
 from des.pack.intake import Intake, report_intake, roots_of
-from des.pack.packer import pack_shard
-from des.pack.plan import Done, Plan, PlannedShard
+from des.pack.ledger import RunLedger
+from des.pack.plan import Plan, PlannedShard
 from des.pack.remote import RemoteSources
 from des.pack.report import DictionaryUse
 from des.pack.sampling import find_dictionary
+from des.pack.shards import pack_shards
 from des.pack.spool import Spool
 from des.pack.state import (
     Binding,
@@ -30,24 +30,22 @@ from des.pack.state import (
     bind_store,
     digest_of,
     is_planned,
-    is_proven,
     open_state,
     remember_dictionary,
     remembered_dictionary,
     writing,
 )
 from des.pack.taking import Order, SourceRoot
-from des.pack.workshop import Options, Workshop
-from des.shard.chunking import LARGE_BYTES
+from des.pack.workshop import Limits, Options, Workshop
 from des.shard.layout import Identity
 from des.storage.descriptor import DEFAULT_N_BITS, DESCRIPTOR_KEY, Descriptor, ensure_descriptor, read_descriptor
-from des.tasks import run_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from des.pack.commit import NotSettledError
+    from des.pack.crew import Crew
     from des.pack.decisions import OnConflict
     from des.pack.inputs import Input
     from des.pack.partition import Partition
@@ -56,10 +54,6 @@ if TYPE_CHECKING:
     from des.shard.codecs import Compression
     from des.storage.opening import SourceBuckets
     from des.storage.protocol import Storage
-
-# Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them together. More than these cost more
-# by being in each other's way, and each may hold a part of an upload.
-SHARDS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +88,11 @@ class PackJob:
     finds_dictionary: bool = False
     state: Path | None = None
 
+    @property
+    def limits(self) -> Limits:
+        """What the run may take."""
+        return Limits(self.memory, self.threads)
+
 
 class Progress:
     """Where a run stands, for whoever shows it; this one shows nothing."""
@@ -114,7 +113,7 @@ async def pack(
     report: Report,
     progress: Progress,
     buckets: SourceBuckets | None = None,
-    workers: Workers | None = None,
+    crew: Crew | None = None,
 ) -> None:
     """Pack manifests into a store; the outcome is in `report`, also where this raises.
 
@@ -124,7 +123,7 @@ async def pack(
         report: takes what became of each file.
         progress: is told where the run stands.
         buckets: for sources on S3; None: rows that name one fail.
-        workers: processes that parse and encode; None: `job.threads` threads of this one do.
+        crew: processes that parse, and pack; None: `job.threads` threads of this one do.
 
     Raises:
         ManifestError: a manifest cannot be read; nothing was written.
@@ -141,17 +140,20 @@ async def pack(
         store_id = known.store_id if known else None
         async with open_plan(job.state) as (plan, spool):
             shards = await anyio.to_thread.run_sync(
-                _planned, job, plan, spool, expected, store_id, report, progress.planned, workers
+                _planned, job, plan, spool, expected, store_id, report, progress.planned, crew.workers if crew else None
             )
             if shards:
                 descriptor = await _open_for_writing(storage, job, expected)
                 if job.state is not None:
                     await anyio.to_thread.run_sync(bind_store, plan, descriptor.store_id)
                 progress.begin(sum(shard.rows for shard in shards))
-                remote = RemoteSources(buckets, job.memory // 8)
+                remote = RemoteSources(buckets, job.limits.fetched_bytes)
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
-                unsettled = await _pack_shards(storage, job, plan, compression, work, report, progress, remote, workers)
+                options = Options(compression, job.on_conflict, job.max_segment_bytes, job.limits.row_bytes)
+                ledger = RunLedger(plan, work, report, job.state)
+                await _pack_shards(storage, job, ledger, len(work), options, remote, progress, crew)
+                unsettled = ledger.unsettled
         report.is_complete = True
         if unsettled is not None:
             raise unsettled
@@ -273,66 +275,16 @@ async def _compression(
 async def _pack_shards(
     storage: Storage,
     job: PackJob,
-    plan: Plan,
-    compression: Compression,
-    work: Sequence[tuple[PlannedShard, Identity]],
-    report: Report,
-    progress: Progress,
+    ledger: RunLedger,
+    shards: int,
+    options: Options,
     remote: RemoteSources,
-    workers: Workers | None,
-) -> NotSettledError | None:
-    """Pack all shards; return why files failed that are committed, if any did."""
-    options = Options(
-        compression=compression,
-        on_conflict=job.on_conflict,
-        max_segment_bytes=job.max_segment_bytes,
-        max_row_bytes=job.memory // 4 // SHARDS_AT_ONCE,
-    )
-    workshop = Workshop(
-        storage=storage,
-        plan=plan,
-        options=options,
-        remote=remote,
-        threads=job.threads,
-        batches=max(SHARDS_AT_ONCE, job.memory // 2 // (BATCH_BYTES + LARGE_BYTES)),
-        advance=progress.advance,
-        workers=workers,
-    )
-
-    reporting = anyio.CapacityLimiter(1)
-    unsettled: list[NotSettledError] = []
-
-    async def pack_one(item: tuple[PlannedShard, Identity]) -> None:
-        shard, identity = item
-        report.shards += 1
-        if job.state is not None:
-            done = await workshop.ask_plan(partial(plan.done, shard))
-            if done is not None and await is_proven(storage, identity, done):
-                report.shards_done_before += 1
-                report.skipped += shard.rows
-                progress.advance(shard.rows)
-                return
-        proof: Done | None = None
-        is_whole = True
-        async for outcome in pack_shard(workshop, identity, shard):
-            if outcome.unsettled is not None and not unsettled:
-                unsettled.append(outcome.unsettled)
-            if outcome.tally.failures:
-                # Off the loop, because it writes to files; shielded, because what is certain is reported.
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(report.take, outcome.tally, limiter=reporting)
-            else:
-                report.take(outcome.tally)
-            report.segments += outcome.segments
-            report.objects_written += outcome.segments + outcome.heads
-            if outcome.done is None or outcome.tally.failures:
-                is_whole = False
-            else:
-                earlier = proof.segments if proof else ()
-                proof = replace(outcome.done, segments=earlier + outcome.done.segments)
-        if job.state is not None and is_whole and proof is not None:
-            with writing(job.state):
-                await workshop.ask_plan(partial(plan.mark_done, shard, proof))
-
-    await run_all(pack_one, work, SHARDS_AT_ONCE)
-    return unsettled[0] if unsettled else None
+    progress: Progress,
+    crew: Crew | None,
+) -> None:
+    limits = job.limits
+    if crew is not None:
+        await crew.pack(ledger, shards, options, limits, progress.advance)
+        if not ledger.take_back():
+            return
+    await pack_shards(Workshop(storage, ledger, options, remote, limits, progress.advance), limits.shards)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,7 @@ class Decider:
         compression, generation = self._workshop.options.compression, self._base.tables.generation
         async with self._workshop.remote.fetched([anew.item.row for anew in wanted]) as fetch:
             able = wanted[: len(fetch.rows)]
-            return await self._workshop.in_worker(encode_anew, able, generation, compression, fetch.content)
+            return await self._workshop.in_thread(partial(encode_anew, able, generation, compression, fetch.content))
 
     async def _known(self, item: Large) -> Item:
         """Look a large file up before any of it is written; where the head has it, its content must be hashed first."""

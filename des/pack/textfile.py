@@ -27,22 +27,27 @@ def metrics_written(path: Path, report: Report) -> Iterator[None]:
     """
     if not os.path.isdir(path.parent):  # noqa: PTH112 - False for a path that may not be looked at, too
         raise SettingsError(f"--metrics-file {path} cannot be written: {path.parent} is no directory.")
-    metrics.activate()
-    last_success = metrics.value_in_file(path, metrics.PACK_SUCCESS)
-    try:
-        yield
-    finally:
-        metrics.files_packed("ok", report.packed)
-        metrics.files_packed("skipped", report.skipped)
-        for status, count in report.statuses.items():
-            metrics.files_packed(status, count)
-        metrics.bytes_packed(report.bytes_in, report.bytes_stored)
-        metrics.packing_took(report.seconds)
-        if report.is_complete and not report.failed:
-            last_success = time.time()
-        if last_success is not None:
-            metrics.packing_succeeded(last_success)
+    with metrics.shared_between_processes():
+        metrics.activate()
+        last_success = metrics.value_in_file(path, metrics.PACK_SUCCESS)
         try:
-            metrics.write_file(path)
-        except OSError as error:
-            say(f"--metrics-file {path} cannot be written: {error.strerror}.")
+            yield
+        finally:
+            _count(report)
+            if report.is_complete and not report.failed:
+                last_success = time.time()
+            if last_success is not None:
+                metrics.packing_succeeded(last_success)
+            try:
+                metrics.write_file(path)
+            except OSError as error:
+                say(f"--metrics-file {path} cannot be written: {error.strerror}.")
+
+
+def _count(report: Report) -> None:
+    metrics.files_packed("ok", report.packed)
+    metrics.files_packed("skipped", report.skipped)
+    for status, count in report.statuses.items():
+        metrics.files_packed(status, count)
+    metrics.bytes_packed(report.bytes_in, report.bytes_stored)
+    metrics.packing_took(report.seconds)

@@ -1,34 +1,74 @@
-"""Worker processes that parse manifests and encode batches: threads of one interpreter would wait for its lock, and so would the event loop.
+"""Worker processes that parse manifests and pack shards: threads of one interpreter would wait for its lock, and so would the event loop.
 
 Rules:
 
 1. They are forked before there is an event loop or a second thread: a fork copies the calling thread alone, with all locks as they stand. Where that
    is over, there are none, and the work is done in threads of this process.
-2. A worker knows nothing of the run. It is sent a function with its arguments, and sends back what the function returned or raised.
-3. It lives as long as its pipe: it ends with the process that made it, however that ends. What signals mean is that process' business alone.
-4. One that dies is not replaced: what it was doing is done again here, for work has no effect but its result.
+2. A worker knows nothing of the run. It is sent a function with its arguments, and sends back what the function returned or raised. While it works it
+   may ask: the thread that waits for it answers, or tells it to stop.
+3. It ends with the process that made it, however that ends. What signals mean is that process' business alone.
+4. One that dies is not replaced: whatever it was sent can be done again here.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+
+from des import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
+
+    # Asks the process that forked this one, in any one thread at a time. Raises StoppedError: stop working.
+    Ask: TypeAlias = Callable[[Any], Any]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 _PICKLE = 5
+_PR_SET_PDEATHSIG = 1
+
+
+class StoppedError(Exception):
+    """Raised in a worker that asked: nobody wants the rest of its work."""
+
+
+class WorkerDiedError(Exception):
+    """A worker died before its work was done."""
+
+
+class _Call(NamedTuple):
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    may_ask: bool
+
+
+class _Question(NamedTuple):
+    question: Any
+
+
+class _Answer(NamedTuple):
+    """What is answered; `goes_on` is whether the work is still wanted."""
+
+    answer: Any
+    goes_on: bool
+
+
+class _Outcome(NamedTuple):
+    error: Exception | None
+    result: Any
 
 
 class Workers:
@@ -52,23 +92,75 @@ class Workers:
         Raises:
             Exception: what the function raises.
         """
-        call, answer = pickle.dumps((work, args, kwargs), _PICKLE), None
-        pipe = self._idle.get()
-        if pipe is not None:
-            try:
-                pipe.send_bytes(call)
-                answer = pipe.recv_bytes()
-            except (EOFError, OSError):
-                _log.warning("a worker process died; the run goes on without it.")
-                pipe.close()
-                pipe = None
-        self._idle.put(pipe)
-        if answer is None:
+        try:
+            return cast("Result", self._done(_Call(work, args, kwargs, may_ask=False), _nothing_asked))
+        except WorkerDiedError:
             return work(*args, **kwargs)
-        error, result = pickle.loads(answer)  # noqa: S301 - from a fork of this process
-        if error is not None:
-            raise error
-        return cast("Result", result)
+
+    def attend(
+        self,
+        answer: Callable[[Any], Any],
+        work: Callable[Concatenate[Ask, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Let a worker do something, and answer what it asks until it is done. For at most `count` threads at a time.
+
+        Args:
+            answer: answers a question. Where it raises, the worker is told to stop; what it asks until it has stopped is still answered.
+            work: a function of a module, called with what it asks with, and the following.
+            args: these, what it returns and what it asks can be pickled.
+            kwargs: the same.
+
+        Raises:
+            WorkerDiedError: the worker died.
+            Exception: what `answer` raised first, or else the function.
+        """
+        return cast("Result", self._done(_Call(work, args, kwargs, may_ask=True), answer))
+
+    def _done(self, call: _Call, answer: Callable[[Any], Any]) -> object:
+        sent = pickle.dumps(call, _PICKLE)
+        refused: list[BaseException] = []
+
+        def answered(question: object) -> _Answer:
+            try:
+                return _Answer(answer(question), goes_on=True)
+            except BaseException as error:  # noqa: BLE001 - raised once the worker has stopped
+                refused.append(error)
+                return _Answer(None, goes_on=False)
+
+        pipe = self._idle.get()
+        try:
+            outcome = _outcome_of(pipe, sent, answered)
+        except (EOFError, OSError):
+            _log.warning("a worker process died; the run goes on without it.")
+            if pipe is not None:
+                pipe.close()
+            pipe = None
+            outcome = _Outcome(WorkerDiedError(), None)
+        finally:
+            self._idle.put(pipe)
+        if refused:
+            raise refused[0]
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result
+
+
+def _nothing_asked(question: object) -> object:
+    raise TypeError(f"{question!r} was asked by what may not ask")
+
+
+def _outcome_of(pipe: Connection | None, call: bytes, answered: Callable[[Any], _Answer]) -> _Outcome:
+    """Send a call, and answer what is asked until it is done. Raises EOFError or OSError: the worker died."""
+    if pipe is None:
+        return _Outcome(WorkerDiedError(), None)
+    pipe.send_bytes(call)
+    while True:
+        told: _Question | _Outcome = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from a fork of this process
+        if isinstance(told, _Outcome):
+            return told
+        pipe.send_bytes(pickle.dumps(answered(told.question), _PICKLE))
 
 
 @contextmanager
@@ -79,9 +171,9 @@ def forked_workers(count: int) -> Iterator[Workers | None]:
         count: how many.
 
     Yields:
-        The workers; None where this process cannot be forked any more.
+        The workers; None where this process cannot be forked any more, or is no Linux: elsewhere they could outlive it.
     """
-    if threading.active_count() > 1 or "fork" not in multiprocessing.get_all_start_methods():
+    if threading.active_count() > 1 or sys.platform != "linux":
         yield None
         return
     fork = multiprocessing.get_context("fork")
@@ -91,7 +183,7 @@ def forked_workers(count: int) -> Iterator[Workers | None]:
         for _ in range(count):
             ours, theirs = fork.Pipe()
             pipes.append(ours)
-            process = fork.Process(target=_serve, args=(theirs, pipes), daemon=True)
+            process = fork.Process(target=_serve, args=(theirs, pipes, os.getpid()), daemon=True)
             process.start()
             processes.append(process)
             theirs.close()
@@ -101,24 +193,47 @@ def forked_workers(count: int) -> Iterator[Workers | None]:
             pipe.close()
         for process in processes:
             process.join()
+            if metrics.is_active():
+                metrics.process_ended(process.pid or 0)
 
 
-def _serve(pipe: Connection, inherited: Sequence[Connection]) -> None:
+def _serve(pipe: Connection, inherited: Sequence[Connection], parent: int) -> None:
     """Work until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with(parent)
     for other in inherited:  # else nobody would see the end of these pipes
         other.close()
+
+    def ask(question: object) -> object:
+        pipe.send_bytes(pickle.dumps(_Question(question), _PICKLE))
+        reply: _Answer = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that forked this one
+        if not reply.goes_on:
+            raise StoppedError
+        return reply.answer
+
     try:
         while True:
-            work, args, kwargs = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that forked this one
-            error = result = None
-            try:
-                result = work(*args, **kwargs)
-            except Exception as raised:  # noqa: BLE001 - raised where it was called
-                error = raised
-            answer = pickle.dumps((error, result), _PICKLE)
-            del work, args, kwargs, error, result  # megabytes, which nobody needs while the answer is on its way
-            pipe.send_bytes(answer)
+            call: _Call = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that forked this one
+            outcome = pickle.dumps(_outcome(call, ask), _PICKLE)
+            del call  # megabytes, which nobody needs while the outcome is on its way
+            pipe.send_bytes(outcome)
     except (EOFError, OSError):
         return
+
+
+def _outcome(call: _Call, ask: Ask) -> _Outcome:
+    args = (ask, *call.args) if call.may_ask else call.args
+    try:
+        return _Outcome(None, call.work(*args, **call.kwargs))
+    except Exception as raised:  # noqa: BLE001 - raised where it was called
+        return _Outcome(raised, None)
+
+
+def _end_with(parent: int) -> None:
+    """End when the parent does, at once: a write that outlives the process that was killed might meet one of its successor."""
+    import ctypes  # noqa: PLC0415 - for workers alone
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this could be asked for
+        os._exit(1)

@@ -1,16 +1,17 @@
-"""What the shards of a run share: the storage, the plan, the settings, the workers, and the limits on threads and memory."""
+"""What the shards that are packed in one process share: the storage, the ledger, the settings, and the limits on threads and memory."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio.to_thread
 
-from des.pack.encoding import BATCH_FILES
+from des.pack.encoding import BATCH_BYTES, BATCH_FILES
 from des.pack.sources import read_large
+from des.shard.chunking import LARGE_BYTES
 from des.store.cache import ByteLRU
 
 if TYPE_CHECKING:
@@ -18,17 +19,18 @@ if TYPE_CHECKING:
 
     from des.pack.decisions import OnConflict
     from des.pack.encoding import Large
-    from des.pack.plan import Plan, PlannedRow, PlannedShard
+    from des.pack.ledger import Ledger
+    from des.pack.plan import PlannedRow, PlannedShard
     from des.pack.remote import RemoteSources
-    from des.pack.workers import Workers
     from des.shard.codecs import Compression
     from des.storage.protocol import Storage
 
 _TAILS_BYTES = 8 << 20
-# Batches whose rows the plan is asked for at once: asking takes longer than reading them.
+# Batches whose rows are asked for at once: asking takes longer than reading them.
 _PAGE_BATCHES = 4
+# For a process: a few batches, the rows of a shard, and what it fetched.
+_MIN_SHARE_BYTES = 16 << 20
 
-Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -49,12 +51,49 @@ class Options:
     max_row_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may take, or one process' share of it.
+
+    Attributes:
+        memory: bytes for what is held.
+        threads: that do CPU work.
+        shards: how many at once. Most of a small shard's time is waiting for its commits to be durable: enough at once let the storage take them
+            together. More than eight cost more by being in each other's way, and each may hold a part of an upload.
+    """
+
+    memory: int
+    threads: int
+    shards: int = 8
+
+    @property
+    def batches(self) -> int:
+        """How many batches may be in memory."""
+        return max(self.shards, self.memory // 2 // (BATCH_BYTES + LARGE_BYTES))
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How many bytes may be fetched and not encoded yet."""
+        return self.memory // 8
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes of catalog rows a shard may have in memory."""
+        return self.memory // 4 // self.shards
+
+    def divided(self, count: int) -> list[Limits]:
+        """Return the shares of `count` processes, or of fewer, so that each has enough memory for its work."""
+        count = max(1, min(count, self.memory // _MIN_SHARE_BYTES))
+        share = Limits(self.memory // count, -(-self.threads // count), max(1, self.shards // count))
+        return [share] * count
+
+
 class Workshop:
-    """What the shards of a run share.
+    """What the shards that are packed in one process share.
 
     Attributes:
         storage: the store's place.
-        plan: the rows.
+        ledger: where the rows come from, and what becomes of them goes to.
         options: how to pack.
         remote: the sources on S3.
         tails: of the segments whose catalogs are read.
@@ -67,43 +106,31 @@ class Workshop:
     def __init__(
         self,
         storage: Storage,
-        plan: Plan,
+        ledger: Ledger,
         options: Options,
         remote: RemoteSources,
-        *,
-        threads: int,
-        batches: int,
+        limits: Limits,
         advance: Callable[[int], None],
-        workers: Workers | None = None,
     ) -> None:
-        """Set up for `threads` threads, or as many processes, and `batches` batches in memory."""
+        """Set up within limits."""
         self.advance = advance
         self.storage = storage
-        self.plan = plan
+        self.ledger = ledger
         self.options = options
         self.remote = remote
         self.tails = ByteLRU(_TAILS_BYTES)
-        self.threads = anyio.CapacityLimiter(threads)
-        self.batches = anyio.Semaphore(batches)
-        self.ahead = threads + 1
-        self._workers = workers
-        self._worker_turn = anyio.CapacityLimiter(workers.count) if workers else self.threads
-        self._plan_turn = anyio.CapacityLimiter(1)
+        self.threads = anyio.CapacityLimiter(limits.threads)
+        self.batches = anyio.Semaphore(limits.batches)
+        self.ahead = limits.threads + 1
+        self._turn = anyio.CapacityLimiter(1)
 
-    async def ask_plan(self, question: Callable[[], Result]) -> Result:
-        """Ask the plan something, off the loop and one question at a time."""
-        return await anyio.to_thread.run_sync(question, limiter=self._plan_turn)
+    async def ask(self, question: Callable[[], Result]) -> Result:
+        """Ask the ledger something, off the loop and one question at a time."""
+        return await anyio.to_thread.run_sync(question, limiter=self._turn)
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Do CPU work in one of the run's threads."""
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
-
-    async def in_worker(
-        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        """Encode in one of the run's worker processes, or in a thread where it has none; see `Workers.call`."""
-        call = partial(work if self._workers is None else partial(self._workers.call, work), *args, **kwargs)
-        return await anyio.to_thread.run_sync(call, limiter=self._worker_turn)
 
     def read_large(self, item: Large) -> AsyncGenerator[bytes, None]:
         """Read a large source, wherever it is; see `sources.read_large`."""
@@ -122,7 +149,7 @@ class Round:
 
     async def batches(self, workshop: Workshop, after: int) -> AsyncIterator[Sequence[PlannedRow]]:
         """Yield the rows after row number `after` in batches."""
-        while rows := await workshop.ask_plan(partial(self._rows_after, workshop.plan, after)):
+        while rows := await workshop.ask(partial(self._rows_after, workshop.ledger, after)):
             after = rows[-1].number
             kept = [row for row in rows if row.number not in self.skipped] if self.skipped else rows
             for start in range(0, len(kept), BATCH_FILES):
@@ -130,11 +157,11 @@ class Round:
             if len(rows) < _PAGE_BATCHES * BATCH_FILES:
                 return
 
-    def _rows_after(self, plan: Plan, after: int) -> list[PlannedRow]:
+    def _rows_after(self, ledger: Ledger, after: int) -> Sequence[PlannedRow]:
         if self.numbers is None:
-            return plan.rows(self.shard, after, _PAGE_BATCHES * BATCH_FILES)
+            return ledger.rows(self.shard, after, _PAGE_BATCHES * BATCH_FILES)
         start = bisect_right(self.numbers, after)
-        return plan.rows_by_number(self.shard, self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
+        return ledger.rows_by_number(self.shard, self.numbers[start : start + _PAGE_BATCHES * BATCH_FILES])
 
 
 class SlottedBatches:

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from des.storage.zones_config import PlaceConfig, ZonesConfig
 
 _log = logging.getLogger(__name__)
+_MODULES = {
+    "local": ("des.storage.local",),
+    "s3": ("des.storage.s3",),
+    "multi_s3": ("des.storage.s3", "des.storage.zones"),
+}
 _ACCESS_SECONDS = 5.0
 # One label for the buckets that manifests name: there may be any number of them.
 _SOURCES_PLACE = "sources"
@@ -78,6 +83,12 @@ def resolve_target(target: Target, settings: Settings | None = None, *, zones: P
     return base.model_copy(
         update={"backend": "s3", "s3_bucket": address.netloc, "s3_prefix": address.path.strip("/")},
     )
+
+
+def load_backend(settings: Settings) -> None:
+    """Import what opening a storage will need, so that processes that are forked from this one share it."""
+    for name in _MODULES[settings.backend]:
+        import_module(name)
 
 
 async def open_storage(settings: Settings, verifier: Verifier | None = None) -> Storage:

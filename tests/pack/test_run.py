@@ -26,7 +26,8 @@ from des.errors import (
     StorageUnavailableError,
 )
 from des.pack import run as pack_run
-from des.pack.workshop import Workshop
+from des.pack.run import PackJob
+from des.pack.workshop import Limits, Workshop
 from des.shard.chunking import LARGE_BYTES
 from des.shard.codecs import Compression
 from des.storage.descriptor import DESCRIPTOR_KEY, Descriptor, IndexRange
@@ -179,12 +180,15 @@ class TestStores:
         assert set(objects_under(base_dir)) == {DESCRIPTOR_KEY}
 
 
+THREE_SHARDS = property(lambda job: Limits(job.memory, job.threads, shards=3))
+
+
 class TestWorkshop:
     async def test_many_shards_share_few_slots(
         self, base_dir: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """More batches a shard than there are slots, and more shards at once than the worker threads."""
-        monkeypatch.setattr(pack_run, "SHARDS_AT_ONCE", 3)
+        monkeypatch.setattr(PackJob, "limits", THREE_SHARDS)
         monkeypatch.setattr("des.pack.workshop.BATCH_FILES", 2)
         files = {f"file-{number}": os.urandom(number) for number in range(300)}
         for threads in (1, 4):
@@ -224,7 +228,7 @@ class Watch:
         for workshop, slots in zip(self.workshops, self.slots, strict=True):
             assert workshop.batches.value == slots
             assert workshop.threads.borrowed_tokens == 0
-            assert workshop._plan_turn.borrowed_tokens == 0
+            assert workshop._turn.borrowed_tokens == 0
         assert self.open_files() == self.files
         gc.collect()  # what is not closed by now warns, which is an error here
 
@@ -445,7 +449,7 @@ async def test_many_shards_stopped_anywhere(
     tmp_path: Path, sources: Sources, watch: Watch, effect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several shards at once, each with several batches ahead: what is under way elsewhere ends too."""
-    monkeypatch.setattr(pack_run, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(PackJob, "limits", THREE_SHARDS)
     monkeypatch.setattr("des.pack.workshop.BATCH_FILES", 3)
     files = {f"file-{number}": os.urandom(50 * number) for number in range(60)} | {"big": os.urandom(LARGE_BYTES + 1)}
     manifest = sources.manifest(sources.rows(files))
