@@ -3,7 +3,8 @@
 The plan and the report stay with the process that forked them, which they ask for shards and rows, and tell what became of them. Rules:
 
 1. A worker says how far it is every so often, and learns whether to go on. So it stops soon after the run was stopped, or failed elsewhere.
-2. What a worker leaves that dies is packed here: nothing is reported before it is certain, and what is in the store already is skipped.
+2. What a worker leaves that dies is packed again here, and what it said of it does not count: what is in the store already is skipped.
+3. Together they hold and ask for no more at once than one process would: each has its share of the memory, the shards and the connections.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from des.pack.ledger import RunLedger
     from des.pack.workers import Ask, Workers
     from des.pack.workshop import Limits, Options
@@ -44,51 +43,45 @@ class Crew:
     workers: Workers
     settings: Settings
 
-    async def pack(
-        self, ledger: RunLedger, shards: int, options: Options, limits: Limits, advance: Callable[[int], None]
-    ) -> None:
+    async def pack(self, ledger: RunLedger, options: Options, limits: Limits) -> None:
         """Pack the shards of a ledger, as far as the processes live.
 
         Args:
             ledger: has the shards.
-            shards: how many it has.
             options: how to pack.
             limits: of the whole run.
-            advance: told how many files were dealt with, in any thread but one at a time.
 
         Raises:
             Exception: as `pack_shards`.
         """
-        shares = limits.divided(min(self.workers.count, shards))
+        shares = limits.divided(min(self.workers.count, len(ledger)))
+        connections = max(1, self.settings.max_connections // len(shares))
+        settings = self.settings.model_copy(update={"max_connections": connections})
+        limiter = anyio.CapacityLimiter(len(shares))
         turn = threading.Lock()
 
-        def answer(question: Question | int) -> object:
-            answered: object = None
+        def answer(question: Question) -> object:
             with turn:
-                if isinstance(question, Question):
-                    answered = getattr(ledger, question.name)(*question.args)
-                else:
-                    advance(question)
+                answered: object = getattr(ledger, question.name)(*question.args)
             from_thread.check_cancelled()
             return answered
 
-        limiter = anyio.CapacityLimiter(len(shares))
-
         async def attend(share: Limits) -> None:
-            work = partial(self.workers.attend, answer, _pack_share, self.settings, options, share)
+            work = partial(self.workers.attend, answer, _pack_share, settings, options, share)
             with suppress(WorkerDiedError):
-                advance(await to_thread.run_sync(work, limiter=limiter))
+                await to_thread.run_sync(work, limiter=limiter)
 
         await run_all(attend, shares, len(shares))
 
 
-def _pack_share(ask: Ask, settings: Settings, options: Options, limits: Limits) -> int:
-    """Pack shards in this process; return how many files were dealt with since that was told last."""
-    return anyio.run(partial(_pack_until_done, ask, settings, options, limits))
+def _pack_share(ask: Ask, settings: Settings, options: Options, limits: Limits) -> None:
+    """Pack shards in this process until there are no more."""
+    anyio.run(_pack_until_done, ask, settings, options, limits)
 
 
-async def _pack_until_done(ask: Ask, settings: Settings, options: Options, limits: Limits) -> int:
+async def _pack_until_done(ask: Ask, settings: Settings, options: Options, limits: Limits) -> None:
     dealt_with = 0
+    ledger = AskedLedger(ask)
 
     def advance(files: int) -> None:
         nonlocal dealt_with
@@ -96,21 +89,24 @@ async def _pack_until_done(ask: Ask, settings: Settings, options: Options, limit
 
     async def beat() -> None:
         nonlocal dealt_with
+        told = dealt_with
+        await workshop.ask(partial(ledger.advance, told))
+        dealt_with -= told
+
+    async def beat_regularly() -> None:
         while True:
             await anyio.sleep(_BEAT_SECONDS)
-            told = dealt_with
-            await workshop.ask(partial(ask, told))
-            dealt_with -= told
+            await beat()
 
     storage = await open_storage(settings, WholeObjects())
     try:
         async with SourceBuckets(settings) as buckets:
             remote = RemoteSources(buckets, limits.fetched_bytes)
-            workshop = Workshop(storage, AskedLedger(ask), options, remote, limits, advance)
+            workshop = Workshop(storage, ledger, options, remote, limits, advance)
             async with open_tasks() as tasks:
-                tasks.start_soon(beat)
+                tasks.start_soon(beat_regularly)
                 await pack_shards(workshop, limits.shards)
+            await beat()
     finally:
         with anyio.CancelScope(shield=True):
             await storage.aclose()
-    return dealt_with

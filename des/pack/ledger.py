@@ -5,15 +5,18 @@ Where the shards are packed by other processes, each asks the ledger of the proc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from des.pack.report import Tally
 from des.pack.state import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from des.errors import Status
     from des.pack.attempt import ShardOutcome
     from des.pack.commit import NotSettledError
     from des.pack.plan import Done, PackedRows, Plan, PlannedRow, PlannedShard
@@ -51,16 +54,37 @@ class Ledger(Protocol):
     def take(self, shard: PlannedShard, outcome: ShardOutcome) -> None:
         """Hear what became certain of a shard."""
 
+    def advance(self, files: int) -> None:
+        """Hear that so many more files were dealt with."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """What is known of a shard that is under way."""
+
+    work: Work
+    tally: Tally = field(default_factory=Tally)
+    statuses: Counter[Status] = field(default_factory=Counter)
+    proof: Done | None = None
+    is_whole: bool = True
+    was_done: bool = False
+
 
 class RunLedger:
     """The ledger of a run in the process that runs it.
 
     Attributes:
+        advance: see `Ledger`.
         unsettled: why files failed that are committed; None: none did.
     """
 
     def __init__(
-        self, plan: Plan, work: Iterable[tuple[PlannedShard, Identity]], report: Report, state: Path | None
+        self,
+        plan: Plan,
+        work: Iterable[tuple[PlannedShard, Identity]],
+        report: Report,
+        state: Path | None,
+        advance: Callable[[int], None],
     ) -> None:
         """Begin with nothing done.
 
@@ -69,56 +93,59 @@ class RunLedger:
             work: all shards.
             report: takes what became of each file.
             state: the file that keeps the plan; None: none does.
+            advance: told how many files were dealt with.
         """
+        self.advance = advance
         self.unsettled: NotSettledError | None = None
         self._plan = plan
         self._report = report
         self._state = state
         self._waiting = [Work(shard, identity) for shard, identity in work][::-1]
-        self._begun: dict[PlannedShard, Work] = {}
-        self._proofs: dict[PlannedShard, Done | None] = {}
+        self._begun: dict[PlannedShard, _Begun] = {}
+
+    def __len__(self) -> int:
+        """Return how many shards are left to be begun."""
+        return len(self._waiting)
 
     def next_work(self, finished: PlannedShard | None) -> Work | None:
         """See `Ledger`."""
         if finished is not None:
-            self._finish(finished)
+            self._finish(self._begun.pop(finished))
         if not self._waiting:
             return None
         work = self._waiting.pop()
-        self._begun[work.shard] = work
+        self._begun[work.shard] = _Begun(work)
         self._report.shards += 1
         return work if self._state is None else replace(work, done=self._plan.done(work.shard))
 
-    def take_back(self) -> bool:
-        """Let the shards that were begun and not finished be packed anew, because whoever began them is no more. Tells whether any is left to do."""
-        self._report.shards -= len(self._begun)
-        self._waiting += self._begun.values()
-        self._begun.clear()
-        self._proofs.clear()
-        return bool(self._waiting)
-
-    def _finish(self, shard: PlannedShard) -> None:
-        del self._begun[shard]
-        proof = self._proofs.pop(shard, None)
-        if proof is not None and self._state is not None:
+    def _finish(self, begun: _Begun) -> None:
+        if begun.is_whole and begun.proof is not None and self._state is not None:
             with writing(self._state):
-                self._plan.mark_done(shard, proof)
+                self._plan.mark_done(begun.work.shard, begun.proof)
+
+    def take_back(self) -> None:
+        """Let the shards that were begun and not finished be packed anew, because whoever began them is no more.
+
+        What was reported of their files is not counted; the lines of those that failed may come again.
+        """
+        for begun in self._begun.values():
+            self._report.shards -= 1
+            self._report.shards_done_before -= begun.was_done
+            self._report.take_back(begun.tally, begun.statuses)
+            self._waiting.append(begun.work)
+        self._begun.clear()
 
     def packed_rows(self, shard: PlannedShard, after: int, limit: int) -> PackedRows:
         """Return what `rows` takes its rows from."""
-        return self._plan.packed_after(shard, after, limit)
-
-    def packed_between(self, shard: PlannedShard, first: int, last: int) -> PackedRows:
-        """Return what `rows_by_number` takes its rows from."""
-        return self._plan.packed_between(shard, first, last)
+        return self._plan.packed_rows(shard, after, limit)
 
     def rows(self, shard: PlannedShard, after: int, limit: int) -> Sequence[PlannedRow]:
         """See `Ledger`."""
-        return self.packed_rows(shard, after, limit).after(after, limit)
+        return self._plan.rows(shard, after, limit)
 
     def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> Sequence[PlannedRow]:
         """See `Ledger`."""
-        return self.packed_between(shard, numbers[0], numbers[-1]).numbered(frozenset(numbers)) if numbers else ()
+        return self._plan.rows_by_number(shard, numbers)
 
     def repeated(self, shard: PlannedShard) -> Sequence[tuple[int, int]]:
         """See `Ledger`."""
@@ -126,23 +153,28 @@ class RunLedger:
 
     def found_done(self, shard: PlannedShard) -> None:
         """See `Ledger`."""
+        begun = self._begun[shard]
+        begun.was_done = True
         self._report.shards_done_before += 1
-        self._report.skipped += shard.rows
+        self._count(begun, Tally(skipped=shard.rows))
 
     def take(self, shard: PlannedShard, outcome: ShardOutcome) -> None:
         """See `Ledger`."""
+        begun = self._begun[shard]
+        self._count(begun, outcome.tally)
         self.unsettled = self.unsettled or outcome.unsettled
-        self._report.take(outcome.tally)
         self._report.segments += outcome.segments
         self._report.objects_written += outcome.segments + outcome.heads
         if outcome.done is None or outcome.tally.failures:
-            self._proofs[shard] = None
-        elif shard not in self._proofs:
-            self._proofs[shard] = outcome.done
+            begun.is_whole = False
         else:
-            earlier = self._proofs[shard]
-            if earlier is not None:
-                self._proofs[shard] = replace(outcome.done, segments=earlier.segments + outcome.done.segments)
+            earlier = begun.proof.segments if begun.proof else ()
+            begun.proof = replace(outcome.done, segments=earlier + outcome.done.segments)
+
+    def _count(self, begun: _Begun, tally: Tally) -> None:
+        self._report.take(tally)
+        begun.tally.add(replace(tally, failures=[]))
+        begun.statuses.update(failure.status for failure in tally.failures)
 
 
 class Question(NamedTuple):
@@ -171,10 +203,8 @@ class AskedLedger:
 
     def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> Sequence[PlannedRow]:
         """See `Ledger`."""
-        if not numbers:
-            return ()
-        packed: PackedRows = self._ask(Question("packed_between", (shard, numbers[0], numbers[-1])))
-        return packed.numbered(frozenset(numbers))
+        rows: Sequence[PlannedRow] = self._ask(Question("rows_by_number", (shard, numbers)))
+        return rows
 
     def repeated(self, shard: PlannedShard) -> Sequence[tuple[int, int]]:
         """See `Ledger`."""
@@ -188,3 +218,7 @@ class AskedLedger:
     def take(self, shard: PlannedShard, outcome: ShardOutcome) -> None:
         """See `Ledger`."""
         self._ask(Question("take", (shard, outcome)))
+
+    def advance(self, files: int) -> None:
+        """See `Ledger`."""
+        self._ask(Question("advance", (files,)))

@@ -22,7 +22,7 @@ from des.routing import MAX_N_BITS, file_id
 from des.shard.layout import NAME_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from des.pack.manifest import ManifestRow
@@ -105,10 +105,6 @@ class PackedRows:
         rows = self.unpacked()
         start = bisect_right(rows, number, key=lambda row: row.number)
         return rows[start : start + limit]
-
-    def numbered(self, numbers: Collection[int]) -> list[PlannedRow]:
-        """Return the rows that have these numbers."""
-        return [row for row in self.unpacked() if row.number in numbers]
 
     def _root_of(self, source_path: str) -> str | None:
         return next((root for root in self.roots if source_path.startswith(root)), None)
@@ -198,9 +194,9 @@ class Plan:
 
     def rows(self, shard: PlannedShard, after: int, limit: int) -> list[PlannedRow]:
         """Return up to `limit` rows of a shard in manifest order, those after row number `after`."""
-        return self.packed_after(shard, after, limit).after(after, limit)
+        return self.packed_rows(shard, after, limit).after(after, limit)
 
-    def packed_after(self, shard: PlannedShard, after: int, limit: int) -> PackedRows:
+    def packed_rows(self, shard: PlannedShard, after: int, limit: int) -> PackedRows:
         """Return `limit` or more rows of a shard after row number `after`, as far as there are any, and maybe some up to it."""
         chunks: list[tuple[int, bytes, bytes]] = []
         found = 0
@@ -211,11 +207,14 @@ class Plan:
                 break
         return PackedRows(chunks, self.roots)
 
-    def packed_between(self, shard: PlannedShard, first: int, last: int) -> PackedRows:
-        """Return the rows of a shard numbered `first` to `last`, and maybe some around them."""
-        return PackedRows(
-            self._connection.execute(_OF_SHARD, (_number_of(shard), first - 1, last)).fetchall(), self.roots
-        )
+    def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> list[PlannedRow]:
+        """Return some rows of a shard by their numbers, which rise."""
+        if not numbers:
+            return []
+        wanted = frozenset(numbers)
+        chunks = self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1]))
+        rows = chain.from_iterable(PackedRows((chunk,), self.roots).unpacked() for chunk in chunks)
+        return [row for row in rows if row.number in wanted]
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
 

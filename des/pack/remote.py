@@ -3,7 +3,7 @@
 Small ones are fetched whole, many at once, before their batch goes to a worker thread; large ones are streamed when their turn to be written comes,
 held to the version at which their size was taken. Rules:
 
-1. What is fetched and not yet encoded fits into one budget of bytes for the run. A source of unknown size reserves as much as a small one may have.
+1. What is fetched and not yet encoded fits into one budget of bytes. A source of unknown size reserves as much as a small one may have.
 2. A batch waits for the budget only while it holds nothing of it; else it goes on with what it has. So no two batches wait for each other.
 3. What S3 says of one address (no such object or bucket, access denied, archived, changed) is the trouble of that row. Everything else (unreachable,
    overloaded, refused credentials) would hit every row, and stops the run.
@@ -69,7 +69,7 @@ def is_remote(row: PlannedRow) -> bool:
 
 
 class RemoteSources:
-    """The S3 sources of a run."""
+    """The S3 sources of what is packed in one process."""
 
     def __init__(self, buckets: SourceBuckets | None, budget_bytes: int) -> None:
         """Fetch nothing yet.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that was not packed, and why, in one sentence; `fields` are what else it takes to pack it again."""
+    """A row that was not packed, and why, in one sentence; `fields` and `metadata`, which is JSON, are what else it takes to pack it again."""
 
     row: int
     uid: str | None
@@ -30,6 +30,7 @@ class Failure:
     error: str
     fields: dict[str, object] = field(default_factory=dict)
     manifest: str | None = None
+    metadata: bytes = b""
 
     @classmethod
     def of_row(cls, row: PlannedRow, status: Status, error: str) -> Failure:
@@ -39,9 +40,7 @@ class Failure:
             fields["size_bytes"] = row.size_bytes
         if row.content_type is not None:
             fields["content_type"] = row.content_type
-        if row.metadata:
-            fields["metadata"] = json.loads(row.metadata)
-        return cls(row.number, row.uid, row.source_path, status, error, fields)
+        return cls(row.number, row.uid, row.source_path, status, error, fields, metadata=row.metadata)
 
     @classmethod
     def of_bad_row(cls, row: BadRow) -> Failure:
@@ -58,6 +57,7 @@ class Failure:
             "error": self.error,
             **({} if self.manifest is None else {"manifest": self.manifest}),
             **self.fields,
+            **({"metadata": json.loads(self.metadata)} if self.metadata else {}),
         }
         # A lone surrogate (part of a path that is no UTF-8) has no UTF-8, and what is bad of a row may act on a terminal.
         return visible_json(json.dumps(value, ensure_ascii=False))
@@ -147,6 +147,15 @@ class Report:
         self.bytes_stored += tally.bytes_stored
         for failure in tally.failures:
             self.fail(failure)
+
+    def take_back(self, tally: Tally, statuses: Counter[Status]) -> None:
+        """Count out what was taken over: of files that are dealt with anew."""
+        self.packed -= tally.packed
+        self.skipped -= tally.skipped
+        self.bytes_in -= tally.bytes_in
+        self.bytes_stored -= tally.bytes_stored
+        self.failed -= statuses.total()
+        self.statuses -= statuses
 
     def fail(self, failure: Failure) -> None:
         """Count a failure and write it where failures go."""

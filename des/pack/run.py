@@ -67,7 +67,7 @@ class PackJob:
         n_bits: for a new store, or None; must be the store's own otherwise.
         max_segment_bytes: segments are closed before they grow past this.
         memory: bytes the run may take for what it holds.
-        threads: workers for reading and compressing, where there are no processes for it.
+        threads: that read and compress, of all processes together.
         single_writer: the caller vouches that nobody else writes: storage without conditional writes will do.
         partition: the share of the shards to pack; None: all of them.
         finds_dictionary: whether to look for a dictionary that pays; `compression` has none then.
@@ -151,8 +151,8 @@ async def pack(
                 work = [(shard, _identity(descriptor, shard)) for shard in shards]
                 compression = await _compression(storage, job, plan, work, report, remote)
                 options = Options(compression, job.on_conflict, job.max_segment_bytes, job.limits.row_bytes)
-                ledger = RunLedger(plan, work, report, job.state)
-                await _pack_shards(storage, job, ledger, len(work), options, remote, progress, crew)
+                ledger = RunLedger(plan, work, report, job.state, progress.advance)
+                await _pack_shards(storage, ledger, options, job.limits, remote, crew)
                 unsettled = ledger.unsettled
         report.is_complete = True
         if unsettled is not None:
@@ -273,18 +273,11 @@ async def _compression(
 
 
 async def _pack_shards(
-    storage: Storage,
-    job: PackJob,
-    ledger: RunLedger,
-    shards: int,
-    options: Options,
-    remote: RemoteSources,
-    progress: Progress,
-    crew: Crew | None,
+    storage: Storage, ledger: RunLedger, options: Options, limits: Limits, remote: RemoteSources, crew: Crew | None
 ) -> None:
-    limits = job.limits
     if crew is not None:
-        await crew.pack(ledger, shards, options, limits, progress.advance)
-        if not ledger.take_back():
+        await crew.pack(ledger, options, limits)
+        ledger.take_back()
+        if not ledger:
             return
-    await pack_shards(Workshop(storage, ledger, options, remote, limits, progress.advance), limits.shards)
+    await pack_shards(Workshop(storage, ledger, options, remote, limits, ledger.advance), limits.shards)

@@ -20,6 +20,7 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -130,6 +131,10 @@ class Workers:
                 return _Answer(None, goes_on=False)
 
         pipe = self._idle.get()
+        for _ in range(self.count):
+            if pipe is None:  # of one that died; another may live
+                self._idle.put(pipe)
+                pipe = self._idle.get()
         try:
             outcome = _outcome_of(pipe, sent, answered)
         except (EOFError, OSError):
@@ -227,7 +232,20 @@ def _outcome(call: _Call, ask: Ask) -> _Outcome:
     try:
         return _Outcome(None, call.work(*args, **call.kwargs))
     except Exception as raised:  # noqa: BLE001 - raised where it was called
-        return _Outcome(raised, None)
+        raised.add_note("".join(traceback.format_exception(raised)))
+        return _Outcome(_portable(raised), None)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be sent: itself, or the nearest kind of it that can."""
+    for kind in type(error).__mro__[:-2]:  # less BaseException and object
+        try:
+            candidate: Exception = error if kind is type(error) else kind(str(error))
+            pickle.loads(pickle.dumps(candidate))  # noqa: S301 - just made
+        except Exception:  # noqa: BLE001, S112 - whatever an error's own constructor does
+            continue
+        return candidate
+    return RuntimeError(repr(error))
 
 
 def _end_with(parent: int) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from des.shard.codecs import Compression
     from des.storage.protocol import Storage
 
-_TAILS_BYTES = 8 << 20
+_MAX_TAILS_BYTES = 8 << 20
 # Batches whose rows are asked for at once: asking takes longer than reading them.
 _PAGE_BATCHES = 4
 # For a process: a few batches, the rows of a shard, and what it fetched.
@@ -77,15 +77,22 @@ class Limits:
         return self.memory // 8
 
     @property
+    def tails_bytes(self) -> int:
+        """How many bytes of the segments' tails are kept."""
+        return min(_MAX_TAILS_BYTES, self.memory // 16)
+
+    @property
     def row_bytes(self) -> int:
         """How many bytes of catalog rows a shard may have in memory."""
         return self.memory // 4 // self.shards
 
     def divided(self, count: int) -> list[Limits]:
-        """Return the shares of `count` processes, or of fewer, so that each has enough memory for its work."""
-        count = max(1, min(count, self.memory // _MIN_SHARE_BYTES))
-        share = Limits(self.memory // count, -(-self.threads // count), max(1, self.shards // count))
-        return [share] * count
+        """Return the shares of `count` processes, or of fewer, so that each has a shard at least, and enough memory for it."""
+        count = max(1, min(count, self.shards, self.memory // _MIN_SHARE_BYTES))
+        return [
+            Limits(self.memory // count, -(-self.threads // count), self.shards // count + (at < self.shards % count))
+            for at in range(count)
+        ]
 
 
 class Workshop:
@@ -118,7 +125,7 @@ class Workshop:
         self.ledger = ledger
         self.options = options
         self.remote = remote
-        self.tails = ByteLRU(_TAILS_BYTES)
+        self.tails = ByteLRU(limits.tails_bytes)
         self.threads = anyio.CapacityLimiter(limits.threads)
         self.batches = anyio.Semaphore(limits.batches)
         self.ahead = limits.threads + 1
@@ -129,7 +136,7 @@ class Workshop:
         return await anyio.to_thread.run_sync(question, limiter=self._turn)
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Do CPU work in one of the run's threads."""
+        """Do CPU work in one of the threads for it."""
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
 
     def read_large(self, item: Large) -> AsyncGenerator[bytes, None]:
@@ -165,7 +172,7 @@ class Round:
 
 
 class SlottedBatches:
-    """The batches of a round, each holding one of the run's slots until it is released."""
+    """The batches of a round, each holding one of the workshop's slots until it is released."""
 
     def __init__(self, workshop: Workshop, rows: Round, after: int) -> None:
         """Hold nothing yet; begin after row number `after`."""

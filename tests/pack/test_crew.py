@@ -8,23 +8,29 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
 import pytest
 
 from des import errors
+from des.pack.attempt import ShardOutcome
 from des.pack.commit import NotSettledError
+from des.pack.ledger import RunLedger
+from des.pack.plan import Plan, PlannedShard
+from des.pack.report import Failure, Report, Tally
+from des.pack.workers import _portable
 from des.pack.workshop import Limits
-from des.storage.descriptor import ensure_descriptor
+from des.shard.chunking import LARGE_BYTES
+from des.shard.layout import Identity
+from des.storage.descriptor import Descriptor, ensure_descriptor
 from des.storage.local import LocalStorage
+from des.storage.marked_document import ProblemsError
 from tests.pack.packing import DAY, Sources, check_store
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-# argv: manifest, store, how many workers are killed once there is a plan.
+# argv: manifest, store, how many workers are killed, and when: once there is a plan, or once some files are dealt with.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -38,18 +44,22 @@ from des.settings import Settings
 from des.shard.codecs import Compression
 from des.storage.opening import open_storage
 
-manifest, store, killed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+manifest, store, killed, when = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 settings = Settings(backend="local", base_dir=store)
 job = PackJob([Manifests(manifest)], Compression(), "error", 4, 1 << 30, 64 << 20, 2)
 report = Report(store="")
 
 class Killing(Progress):
     advanced = 0
-    def begin(self, rows):
-        # Some have work by then, and some are about to.
+    def kill(self):
         for worker in multiprocessing.active_children()[:killed]:
             os.kill(worker.pid, signal.SIGKILL)
+    def begin(self, rows):
+        if when == "begin":
+            self.kill()
     def advance(self, files):
+        if when == "midway" and files and not self.advanced:
+            self.kill()
         self.advanced += files
 
 async def main():
@@ -74,14 +84,17 @@ def files() -> dict[str, bytes]:
     return {f"file-{at}": (b"%d " % at) * (at % 500) for at in range(1200)}
 
 
-@pytest.mark.parametrize("killed", [0, 1, 2])
+@pytest.mark.parametrize(("killed", "when"), [(0, "begin"), (1, "begin"), (2, "begin"), (1, "midway"), (2, "midway")])
 def test_what_dead_workers_leave_is_packed(
-    sources: Sources, files: dict[str, bytes], tmp_path: Path, killed: int
+    sources: Sources, files: dict[str, bytes], tmp_path: Path, killed: int, when: str
 ) -> None:
+    """Their shards are packed again: what they had committed and not told is skipped then."""
     manifest, store = sources.manifest(sources.rows(files)), tmp_path / "store"
-    call = [sys.executable, "-c", KILLED, str(manifest), str(store), str(killed)]
+    call = [sys.executable, "-c", KILLED, str(manifest), str(store), str(killed), when]
     process = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert json.loads(process.stdout) == [1200, 1200, 0, 0, 16, 1200]
+    files_in, packed, skipped, *rest, advanced = json.loads(process.stdout)
+    assert (files_in, packed + skipped, rest) == (1200, 1200, [0, 16])
+    assert when == "midway" or (advanced, skipped) == (1200, 0)
     assert process.stderr.count("a worker process died") == killed
     anyio.run(check_store, store, files)
 
@@ -121,7 +134,7 @@ def test_no_process_outlives_the_run(
         process.send_signal(number)
         said = process.stderr.read() if process.stderr else ""  # their stderr too: its end is that of all of them
     assert len(workers) == 2
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    assert not psutil.wait_procs(workers, timeout=10)[1]
     assert "Traceback" not in said
     if number != signal.SIGKILL:
         assert f"stopped by {number.name}" in said
@@ -157,8 +170,8 @@ def test_the_state_and_the_metrics_of_all_processes(sources: Sources, files: dic
 def every_error() -> list[type[errors.DESError]]:
     kinds = [errors.DESError]
     for kind in kinds:
-        kinds += [one for one in kind.__subclasses__() if one.__module__.startswith("des.")]
-    return kinds
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds if kind.__module__ in {"des.errors", "des.pack.commit"}]
 
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
@@ -168,11 +181,64 @@ def test_errors_find_their_way_between_processes(kind: type[errors.DESError]) ->
     assert NotSettledError in every_error()
 
 
+def test_an_error_that_cannot_be_sent_is_told_as_the_nearest_kind_that_can() -> None:
+    found = _portable(ProblemsError(Path("zones.yaml"), []))
+    assert type(found) is errors.SettingsError
+    assert "zones.yaml" in str(found)
+    kept = errors.StorageError("gone")
+    assert _portable(kept) is kept
+
+
 def test_shares() -> None:
     whole = Limits(memory=192 << 20, threads=2)
     assert whole.divided(2) == [Limits(96 << 20, 1, 4)] * 2
     assert whole.divided(1) == [whole]
-    assert len(Limits(192 << 20, 64).divided(64)) == 12
-    assert Limits(192 << 20, 64).divided(64)[0] == Limits(16 << 20, 6, 1)
-    assert Limits(64 << 20, 8).divided(1) == [Limits(64 << 20, 8, 8)]
-    assert whole.divided(2)[0].batches >= 4
+    assert [share.shards for share in whole.divided(5)] == [2, 2, 2, 1, 1]
+    assert Limits(192 << 20, 64).divided(64) == [Limits(24 << 20, 8, 1)] * 8
+    assert len(Limits(64 << 20, 64).divided(64)) == 4
+    least = Limits(64 << 20, 8).divided(4)[0]
+    assert least.batches >= 1
+    assert least.fetched_bytes >= LARGE_BYTES
+
+
+class TestLedger:
+    def ledger(self, report: Report, shards: list[PlannedShard]) -> RunLedger:
+        plan = Plan()
+        plan.finish()
+        store = Descriptor.new(4).store_id
+        work = [(shard, Identity(store, shard.day, 4, shard.shard_index)) for shard in shards]
+        return RunLedger(plan, work, report, None, lambda _: None)
+
+    def test_what_was_said_of_a_shard_that_is_packed_again_does_not_count(self) -> None:
+        report = Report(store="")
+        shards = [PlannedShard(DAY, index, 5, 0) for index in range(3)]
+        ledger = self.ledger(report, shards)
+        first = ledger.next_work(None)
+        second = ledger.next_work(None)
+        assert first is not None
+        assert second is not None
+        failure = Failure(1, "a", "/a", "conflict", "no.")
+        for work in (first, second):
+            ledger.take(work.shard, ShardOutcome(Tally(2, 1, 20, 10, [failure]), 1, 1))
+        ledger.found_done(second.shard)
+        third = ledger.next_work(first.shard)
+        assert third is not None
+        ledger.take_back()
+        assert (report.packed, report.skipped, report.failed, report.shards) == (2, 1, 1, 1)
+        assert (report.bytes_in, report.bytes_stored, report.shards_done_before) == (20, 10, 0)
+        assert report.statuses == {"conflict": 1}
+        assert len(ledger) == 2
+        again = [ledger.next_work(None), ledger.next_work(None)]
+        assert {work.shard for work in again if work} == {second.shard, third.shard}
+        assert ledger.next_work(None) is None
+        ledger.take_back()
+        assert len(ledger) == 2
+
+
+def test_a_failed_row_with_metadata_as_deep_as_can_be(sources: Sources, tmp_path: Path) -> None:
+    """It is told by one process to another, and comes out as it went in."""
+    row = sources.row("a", b"a") | {"source_path": "/nowhere", "metadata": {"deep": json.loads("[" * 900 + "]" * 900)}}
+    call = command(sources.manifest([row]), tmp_path / "store", "--json")
+    process = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert process.returncode == errors.EXIT_BAD_ANSWER
+    assert json.loads(process.stderr.splitlines()[0])["metadata"] == row["metadata"]

@@ -76,7 +76,7 @@ def test_rows_in_steps(plan: Plan) -> None:
     assert [planned.number for planned in plan.rows(shard, 3, 3)] == [4, 5, 6]
     assert [planned.number for planned in plan.rows(shard, 6, 3)] == [7]
     assert plan.rows(shard, 7, 3) == []
-    assert [planned.number for planned in plan.packed_between(shard, 2, 5).numbered((2, 5))] == [2, 5]
+    assert [planned.number for planned in plan.rows_by_number(shard, (2, 5))] == [2, 5]
 
 
 def test_repeated_rows_by_their_turn(plan: Plan) -> None:
