@@ -140,7 +140,8 @@ async def test_any_trouble(seed: int, rounds: int, monkeypatch: pytest.MonkeyPat
             for place in zone:
                 place.heal()
         assert told["right"] > 50, told
-        assert told["unavailable"] + told["timeout"], told
+        # Other places may have answered every read in time; then writes, which need more of them, met the trouble.
+        assert told.total() > told["right"] + told["not found"] + told["written"], told
         for reader in readers:
             await reader.storage.aclose()
     assert all(place.waiting == 0 for zone in ground.ill for place in zone)
