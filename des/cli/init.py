@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,13 @@ from des.console import write_line
 from des.lifecycle.growing import adopt, adopt_zones, grow
 from des.routing import MAX_N_BITS, MIN_N_BITS
 from des.storage.descriptor import DEFAULT_N_BITS, ensure_descriptor, read_descriptor
-from des.storage.opening import open_storage
+from des.storage.opening import opened_storage
 from des.storage.zones import ZonedStorage
 from des.store.whole_objects import WholeObjects
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from des.settings import Settings
     from des.storage.descriptor import Descriptor
-    from des.storage.protocol import Storage
 
 
 @click.command("init", short_help="Make a store.")
@@ -62,7 +58,7 @@ def init(store: str | None, n_bits: int | None, first_day: str | None, adopting:
 
 
 async def _make(settings: Settings, n_bits: int | None) -> str:
-    async with _opened(settings) as storage:
+    async with opened_storage(settings, WholeObjects()) as storage:
         was_there = await read_descriptor(storage) is not None
         descriptor = await ensure_descriptor(storage, n_bits)
         made = "{} is a store already: {}." if was_there else "Made a store at {}: {}."
@@ -70,13 +66,13 @@ async def _make(settings: Settings, n_bits: int | None) -> str:
 
 
 async def _grow(settings: Settings, first_day: str, n_bits: int) -> str:
-    async with _opened(settings) as storage:
+    async with opened_storage(settings, WholeObjects()) as storage:
         descriptor = await grow(storage, first_day, n_bits)
         return f"{storage.address}: {_says(descriptor)}."
 
 
 async def _adopt(settings: Settings) -> str:
-    async with _opened(settings) as storage:
+    async with opened_storage(settings, WholeObjects()) as storage:
         if isinstance(storage, ZonedStorage):
             descriptor, places = await adopt_zones(storage)
             restored = (
@@ -94,13 +90,3 @@ def _says(descriptor: Descriptor) -> str:
     epochs = [f"{epoch.n_bits} from {epoch.first_day} on" for epoch in descriptor.epochs[1:]]
     bits = ", ".join([str(descriptor.epochs[0].n_bits), *epochs])
     return f"n_bits {bits}, store id {descriptor.store_id.hex()}"
-
-
-@asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Storage]:
-    storage = await open_storage(settings, WholeObjects())
-    try:
-        yield storage
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()

@@ -24,7 +24,7 @@ from des.lifecycle.syncing import Progress, sync_zones
 from des.logs import configure_logging
 from des.settings import Settings
 from des.storage.marked_document import ProblemsError
-from des.storage.opening import open_storage, resolve_target
+from des.storage.opening import opened_storage, resolve_target
 from des.storage.zones import ZonedStorage
 from des.storage.zones_config import load_zones, with_its_n_bits
 from des.store.whole_objects import WholeObjects
@@ -113,15 +113,11 @@ def sync(file: Path | None, older_than: timedelta, as_json: bool) -> int:
 
 
 async def _sync(settings: Settings, older_than: timedelta) -> SyncReport:
-    storage = await open_storage(settings, WholeObjects())
-    try:
+    async with opened_storage(settings, WholeObjects()) as storage:
         if not isinstance(storage, ZonedStorage):
             raise TypeError(f"{storage.address} is no store in zones")
         with _shown_days() as progress:
             return await sync_zones(storage, older_than, progress)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
 
 
 @contextmanager

@@ -6,12 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import anyio
-
 from des.errors import DESError, InvalidRequestError, SettingsError, StorageError
 from des.routing import parse_day
 from des.storage.descriptor import DESCRIPTOR_KEY, require_descriptor
-from des.storage.opening import open_storage
+from des.storage.opening import opened_storage
 from des.store.listing import days_of
 from des.store.shards import find_shards, identity_at
 from des.store.whole_objects import WholeObjects
@@ -51,16 +49,12 @@ async def open_place(settings: Settings, *, for_writing: bool = True) -> AsyncIt
         SettingsError: there is no store, or its storage cannot do conditional writes.
         StorageError: the storage is unwell.
     """
-    storage = await open_storage(settings, WholeObjects())
-    try:
+    async with opened_storage(settings, WholeObjects()) as storage:
         descriptor = await require_descriptor(storage)
         descriptor.check_n_bits(settings.n_bits)
         if for_writing and not settings.single_writer:
             await storage.check_conditional_writes(DESCRIPTOR_KEY)
         yield Place(storage, descriptor)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
 
 
 async def chosen_shards(place: Place, names: Sequence[str]) -> list[Identity]:

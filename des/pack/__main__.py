@@ -23,7 +23,7 @@ from des.pack.report import Report
 from des.pack.run import PackJob, Progress, pack
 from des.pack.textfile import metrics_written
 from des.pack.workers import forked_workers
-from des.storage.opening import SourceBuckets, load_backend, open_storage, resolve_target
+from des.storage.opening import SourceBuckets, load_backend, opened_storage, resolve_target
 from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks
 
@@ -341,15 +341,10 @@ async def _run(
                 stopped_by = number
                 scope.cancel()
 
-    storage: Storage = await open_storage(settings, WholeObjects())
-    try:
-        async with open_tasks() as tasks:
-            tasks.start_soon(stop_on_signal, tasks.cancel_scope)
-            async with SourceBuckets(settings) as buckets:
-                found = await work(storage, buckets)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
+    async with opened_storage(settings, WholeObjects()) as storage, open_tasks() as tasks:
+        tasks.start_soon(stop_on_signal, tasks.cancel_scope)
+        async with SourceBuckets(settings) as buckets:
+            found = await work(storage, buckets)
     return found, stopped_by
 
 

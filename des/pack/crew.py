@@ -23,7 +23,7 @@ from des.pack.remote import RemoteSources
 from des.pack.shards import pack_shards
 from des.pack.workers import WorkerDiedError
 from des.pack.workshop import Workshop
-from des.storage.opening import SourceBuckets, open_storage
+from des.storage.opening import SourceBuckets, opened_storage
 from des.store.whole_objects import WholeObjects
 from des.tasks import open_tasks, run_all
 
@@ -57,7 +57,6 @@ class Crew:
         shares = limits.divided(min(self.workers.count, len(ledger)))
         connections = max(1, self.settings.max_connections // len(shares))
         settings = self.settings.model_copy(update={"max_connections": connections})
-        limiter = anyio.CapacityLimiter(len(shares))
         turn = threading.Lock()
 
         def answer(question: Question) -> object:
@@ -69,7 +68,7 @@ class Crew:
         async def attend(share: Limits) -> None:
             work = partial(self.workers.attend, answer, _pack_share, settings, options, share)
             with suppress(WorkerDiedError):
-                await to_thread.run_sync(work, limiter=limiter)
+                await to_thread.run_sync(work)
 
         await run_all(attend, shares, len(shares))
 
@@ -98,15 +97,10 @@ async def _pack_until_done(ask: Ask, settings: Settings, options: Options, limit
             await anyio.sleep(_BEAT_SECONDS)
             await beat()
 
-    storage = await open_storage(settings, WholeObjects())
-    try:
-        async with SourceBuckets(settings) as buckets:
-            remote = RemoteSources(buckets, limits.fetched_bytes)
-            workshop = Workshop(storage, ledger, options, remote, limits, advance)
-            async with open_tasks() as tasks:
-                tasks.start_soon(beat_regularly)
-                await pack_shards(workshop, limits.shards)
-            await beat()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
+    async with opened_storage(settings, WholeObjects()) as storage, SourceBuckets(settings) as buckets:
+        remote = RemoteSources(buckets, limits.fetched_bytes)
+        workshop = Workshop(storage, ledger, options, remote, limits, advance)
+        async with open_tasks() as tasks:
+            tasks.start_soon(beat_regularly)
+            await pack_shards(workshop, limits.shards)
+        await beat()

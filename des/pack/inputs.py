@@ -31,7 +31,7 @@ from des.errors import ManifestError, ObjectNotFoundError
 from des.pack.manifest_json import json_array, json_lines
 from des.pack.manifest_streams import naming_of, reading, sniffed_format, unpacked
 from des.pack.manifest_tables import REQUIRED_COLUMNS, csv_rows, parquet_rows
-from des.storage.opening import open_storage, resolve_target
+from des.storage.opening import opened_storage, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -274,36 +274,26 @@ def _ask_s3(function: Callable[[*Arguments], Coroutine[object, object, Result]],
 
 async def _copy_object(address: str, settings: Settings | None, copy: IO[bytes]) -> None:
     place, _, key = address.rpartition("/")
-    storage = await open_storage(resolve_target(place, settings))
-    try:
-        info = await storage.head(key)
-        async with storage.stream_range(key, 0, info.size, version=info.version, purpose="payload") as pieces:
-            async for piece in pieces:
-                await anyio.to_thread.run_sync(copy.write, piece)
-    except ObjectNotFoundError as error:
-        raise ManifestError(f"there is no object {address}.") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
+    async with opened_storage(resolve_target(place, settings)) as storage:
+        try:
+            info = await storage.head(key)
+            async with storage.stream_range(key, 0, info.size, version=info.version, purpose="payload") as pieces:
+                async for piece in pieces:
+                    await anyio.to_thread.run_sync(copy.write, piece)
+        except ObjectNotFoundError as error:
+            raise ManifestError(f"there is no object {address}.") from error
 
 
 async def _version_of(address: str, settings: Settings | None) -> str:
     place, _, key = address.rpartition("/")
-    storage = await open_storage(resolve_target(place, settings))
-    try:
-        return (await storage.head(key)).version
-    except ObjectNotFoundError as error:
-        raise ManifestError(f"there is no object {address}.") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
+    async with opened_storage(resolve_target(place, settings)) as storage:
+        try:
+            return (await storage.head(key)).version
+        except ObjectNotFoundError as error:
+            raise ManifestError(f"there is no object {address}.") from error
 
 
 async def _list_objects(address: str, settings: Settings | None) -> list[str]:
     place = address.rstrip("/")
-    storage = await open_storage(resolve_target(place, settings))
-    try:
+    async with opened_storage(resolve_target(place, settings)) as storage:
         return [f"{place}/{info.key}" async for info in storage.list("")]
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()

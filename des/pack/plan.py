@@ -43,8 +43,7 @@ _INDEX_MASK = (1 << MAX_N_BITS) - 1
 # Holds all it takes to count the shards.
 _BY_SHARD = "CREATE INDEX chunks_by_shard ON chunks (shard, first, last, count, size)"
 _SHARDS = "SELECT shard, SUM(count), SUM(size) FROM chunks GROUP BY shard ORDER BY shard"
-_OF_SHARD = "SELECT first, uids, others FROM chunks WHERE shard = ? AND last > ? AND first <= ? ORDER BY first"
-_COUNTED = "SELECT first, uids, others, count FROM chunks WHERE shard = ? AND last > ? ORDER BY first"
+_OF_SHARD = "SELECT first, uids, others, count FROM chunks WHERE shard = ? AND last > ? AND first <= ? ORDER BY first"
 _CACHE_KIB = 32 << 10
 _MAX_NUMBER = (1 << 63) - 1
 _CHUNK_ROWS = 1024
@@ -200,20 +199,24 @@ class Plan:
         """Return `limit` or more rows of a shard after row number `after`, as far as there are any, and maybe some up to it."""
         chunks: list[tuple[int, bytes, bytes]] = []
         found = 0
-        for first, uids, others, count in self._connection.execute(_COUNTED, (_number_of(shard), after)):
+        for first, uids, others, count in self._chunks(shard, after, _MAX_NUMBER):
             chunks.append((first, uids, others))
             found += count if first > after else 0
             if found >= limit:
                 break
         return PackedRows(chunks, self.roots)
 
+    def _chunks(self, shard: PlannedShard, after: int, last: int) -> Iterator[tuple[int, bytes, bytes, int]]:
+        """Yield the chunks of a shard that have rows numbered above `after` and up to `last`, and how many rows each has."""
+        yield from self._connection.execute(_OF_SHARD, (_number_of(shard), after, last))
+
     def rows_by_number(self, shard: PlannedShard, numbers: Sequence[int]) -> list[PlannedRow]:
         """Return some rows of a shard by their numbers, which rise."""
         if not numbers:
             return []
         wanted = frozenset(numbers)
-        chunks = self._connection.execute(_OF_SHARD, (_number_of(shard), numbers[0] - 1, numbers[-1]))
-        rows = chain.from_iterable(PackedRows((chunk,), self.roots).unpacked() for chunk in chunks)
+        chunks = self._chunks(shard, numbers[0] - 1, numbers[-1])
+        rows = chain.from_iterable(PackedRows((chunk[:3],), self.roots).unpacked() for chunk in chunks)
         return [row for row in rows if row.number in wanted]
 
     # ---- what lasts ---------------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ class Plan:
             return
         del seen
         turns: dict[str, int] = {}
-        for first, uids, others in self._connection.execute(_OF_SHARD, (_number_of(shard), -1, _MAX_NUMBER)):
+        for first, uids, others, _ in self._chunks(shard, -1, _MAX_NUMBER):
             for offset, uid in zip(orjson.loads(others)[0], orjson.loads(uids), strict=True):
                 if hash(uid) % parts == part:
                     turns[uid] = nth = turns.get(uid, 0) + 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,7 +24,7 @@ from des.storage.s3_config import discreet
 from des.tasks import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
 
     from des.storage.place import Place
@@ -111,6 +111,17 @@ async def open_storage(settings: Settings, verifier: Verifier | None = None) -> 
     if verifier is None:
         raise TypeError("a store in zones does not open without what verifies its objects")
     return await _open_zones(settings, verifier)
+
+
+@asynccontextmanager
+async def opened_storage(settings: Settings, verifier: Verifier | None = None) -> AsyncIterator[Storage]:
+    """Open the storage that settings name, and close it at the end, cancelled or not. Arguments and errors as for `open_storage`."""
+    storage = await open_storage(settings, verifier)
+    try:
+        yield storage
+    finally:
+        with anyio.CancelScope(shield=True):
+            await storage.aclose()
 
 
 async def _open_s3(settings: Settings) -> Storage:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from des.storage.opening import Target, open_storage, resolve_target
+from des.storage.opening import Target, opened_storage, resolve_target
 from des.store.fileinfo import FileInfo, GetResult
 from des.store.found import FoundFile
 from des.store.store import ContentChangedError, Store
@@ -38,15 +38,12 @@ async def open_store(target: Target = None, *, settings: Settings | None = None)
         StorageError: the storage cannot be opened.
     """
     resolved = resolve_target(target, settings)
-    storage = await open_storage(resolved, WholeObjects())
-    try:
-        async with anyio.create_task_group() as tasks:
-            yield Store(storage, resolved, tasks)
-            tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # The store's own tasks keep their errors, so this one is the body's. It may be a group itself, which stays whole.
-        error = group.exceptions[0]
-        raise error from error.__cause__
-    finally:
-        with anyio.CancelScope(shield=True):
-            await storage.aclose()
+    async with opened_storage(resolved, WholeObjects()) as storage:
+        try:
+            async with anyio.create_task_group() as tasks:
+                yield Store(storage, resolved, tasks)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The store's own tasks keep their errors, so this one is the body's. It may be a group itself, which stays whole.
+            error = group.exceptions[0]
+            raise error from error.__cause__

@@ -7,7 +7,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from des.shard.layout import Identity
 from des.storage.descriptor import Descriptor, ensure_descriptor
 from des.storage.local import LocalStorage
 from des.storage.marked_document import ProblemsError
-from tests.pack.packing import DAY, Sources, check_store
+from des.storage.paths import TEMPORARY_PREFIX
+from tests.pack.packing import DAY, Sources, check_store, names_of_one_shard
 
 # argv: manifest, store, how many workers are killed, and when: once there is a plan, or once some files are dealt with.
 KILLED = """
@@ -120,33 +120,38 @@ def test_the_trouble_of_one_process_stops_all(sources: Sources, files: dict[str,
 def test_no_process_outlives_the_run(
     sources: Sources, files: dict[str, bytes], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Whatever ends it, and in the midst of it."""
-    manifest, store = sources.manifest(sources.rows(files)), tmp_path / "store"
-    state = tmp_path / "state"
+    """Whatever ends it, and in the midst of it: once the first of its 256 shards is told, by a row that fails."""
+    (first,) = names_of_one_shard(1, 8)
+    failing = sources.row(first, b"") | {"source_path": "/nowhere"}
+    files.pop(first, None)
+    manifest, store = sources.manifest([failing, *sources.rows(files)]), tmp_path / "store"
+    total, state = len(files), tmp_path / "state"
     process = subprocess.Popen(
         command(manifest, store, "--n-bits", 8, "--state", state, "--quiet"), stderr=subprocess.PIPE, text=True
     )
     with process:
-        while not list(store.glob(f"{DAY}/*/*.des")):
-            assert process.poll() is None
-            time.sleep(0.001)
+        assert process.stderr is not None
+        assert json.loads(process.stderr.readline())["uid"] == first
+        assert process.poll() is None
         workers = psutil.Process(process.pid).children()
         process.send_signal(number)
-        said = process.stderr.read() if process.stderr else ""  # their stderr too: its end is that of all of them
+        said = process.stderr.read()  # their stderr too: its end is that of all of them
     assert len(workers) == 2
     assert not psutil.wait_procs(workers, timeout=10)[1]
     assert "Traceback" not in said
     if number != signal.SIGKILL:
         assert f"stopped by {number.name}" in said
-        assert not [path for path in store.rglob(".tmp*") if path.is_file()]
-    report = run_json(command(manifest, store, "--state", state, "--json"))
-    assert report["packed"] + report["skipped"] == 1200
+        assert not list(store.rglob(TEMPORARY_PREFIX + "*"))
+    report = run_json(command(manifest, store, "--state", state, "--json"), errors.EXIT_BAD_ANSWER)
+    assert (report["packed"] + report["skipped"], report["failed"]) == (total, 1)
+    assert report["packed"] > 0
     assert report["skipped"] > 0
     anyio.run(check_store, store, files)
 
 
-def run_json(call: list[str]) -> dict[str, Any]:
-    process = subprocess.run(call, capture_output=True, text=True, check=True)
+def run_json(call: list[str], status: int = errors.EXIT_DONE) -> dict[str, Any]:
+    process = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert process.returncode == status, process.stderr
     report: dict[str, Any] = json.loads(process.stdout)
     return report
 

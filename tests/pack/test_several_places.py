@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,7 +127,9 @@ def test_the_command_exits_as_for_storage_trouble(
         return storage
 
     monkeypatch.setenv("DES_SINGLE_WRITER", "true")
-    monkeypatch.setattr("des.pack.__main__.open_storage", opened)
+    monkeypatch.setattr("des.storage.opening.open_storage", opened)
+    # The places are objects of this process.
+    monkeypatch.setattr("des.pack.__main__.forked_workers", lambda _: nullcontext())
     arguments = [
         "--input",
         str(sources.manifest(sources.rows(FILES))),
